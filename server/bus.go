@@ -1,0 +1,38 @@
+package server
+
+import "context"
+
+// Bus gives every message its place in its topic and hands it to the nodes
+// that have subscribers. The default bus is this process alone; a bus between
+// nodes implements the same methods.
+type Bus interface {
+	// Publish numbers a message and has every node with subscribers of its
+	// topic deliver it. It returns an error that wraps [ErrNobody] if it knows
+	// that there are none. Any goroutine calls it; it may block until ctx ends.
+	Publish(ctx context.Context, p Publication) (Position, error)
+	// Subscribe is called when the first subscriber of topic on this node
+	// joins. From then on deliver is called for the topic's messages, one at a
+	// time and in the order of their seq, until Unsubscribe has returned.
+	// deliver does not block and does not call the bus; it is the same
+	// function for every topic.
+	Subscribe(topic string, deliver func(p Publication, at Position)) error
+	// Unsubscribe is called when the last subscriber on this node has left.
+	Unsubscribe(topic string)
+	// Close ends the bus; deliver is not called after it has returned.
+	Close() error
+}
+
+// Publication is a message on its way through a [Bus]. Its fields are not
+// changed by anybody once it was published.
+type Publication struct {
+	Topic   string
+	Message Message
+	fan     *fanout // the receipt of a publisher in this process, or nil
+}
+
+// Position is a place in a topic: the seq of its last message, and the
+// identity of that numbering.
+type Position struct {
+	Seq   uint64
+	Epoch string
+}
