@@ -27,7 +27,7 @@ type Bus interface {
 type Publication struct {
 	Topic   string
 	Message Message
-	fan     *fanout // the receipt of a publisher in this process, or nil
+	out     *message // what a publisher in this process waits on; nil from elsewhere
 }
 
 // Position is a place in a topic: the seq of its last message, and the

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
+	"github.com/tocsin-push/tocsin/netpoll"
 )
 
 // Config says how a Server behaves. The zero value of every field means its
@@ -88,7 +89,8 @@ type Config struct {
 	// Logger is written to by every goroutine. Default [slog.Default].
 	Logger *slog.Logger
 
-	kernel kernel // the system calls; tests replace it
+	kernel  kernel      // the system calls; tests replace it
+	onFatal func(error) // instead of ending the process; for tests
 }
 
 // Action is what [Config.Allow] is asked about.
@@ -171,7 +173,10 @@ func memoryLimit() int64 {
 	if limit := debug.SetMemoryLimit(-1); limit < 1<<60 {
 		return limit
 	}
-	return physicalMemory()
+	if memory := netpoll.PhysicalMemory(); memory > 0 {
+		return memory
+	}
+	return 4 << 30
 }
 
 func (c *Config) check() error {

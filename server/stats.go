@@ -1,8 +1,12 @@
 package server
 
 import (
+	"errors"
+	"maps"
 	"math/bits"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/tocsin-push/tocsin/wire"
@@ -27,11 +31,11 @@ type Stats struct {
 	PublishRejects   map[string]uint64 // by reason
 	Deliveries       uint64            // written or queued
 	Drops            map[string]uint64 // deliveries not made, by reason
+	Cuts             map[string]uint64 // connections closed with 3008, by reason
 	CommandErrors    map[string]uint64 // by error code
 	HookPanics       uint64
 	FramesIn         uint64
 	BytesIn          uint64
-	BytesOut         uint64
 	PingsSent        uint64
 	StaleEvents      uint64 // readiness or inbox entries for a connection that was gone
 
@@ -50,6 +54,190 @@ type Stats struct {
 type CloseKind struct {
 	Code wire.CloseCode
 	By   string // "server", "client", or "lost" when there was no Close frame
+}
+
+// rejectReason is why a connection was not upgraded.
+type rejectReason uint8
+
+const (
+	rejectHead rejectReason = iota
+	rejectBody
+	rejectMethod
+	rejectPath
+	rejectUpgrade
+	rejectVersion
+	rejectAuth
+	rejectForbidden
+	rejectTimeout
+	rejectLimit
+	rejectShutdown
+	rejectGone
+	rejectReasons
+)
+
+var rejectNames = [rejectReasons]string{"head", "body", "method", "path", "upgrade", "version", "auth", "forbidden", "timeout", "max_connections", "shutdown", "gone"}
+
+// dropReason is why a message was not sent to a connection that it was for.
+type dropReason uint8
+
+const (
+	dropGone      dropReason = iota // the connection ended
+	dropTTL                         // the message was too old
+	dropOverflow                    // the outbox was full
+	dropCollapsed                   // a newer one with its collapse key came
+	dropReasons
+)
+
+var dropNames = [dropReasons]string{"gone", "ttl", "overflow", "collapsed"}
+
+// cutReason is why a connection was too slow.
+type cutReason uint8
+
+const (
+	cutOutbox cutReason = iota
+	cutStalled
+	cutTrickle
+	cutBudget
+	cutReasons
+)
+
+var (
+	cutNames = [cutReasons]string{"outbox", "stalled", "trickle", "budget"}
+	cutTexts = [cutReasons]string{
+		"outbox full, see max_outbox",
+		"no progress in writing, see write_timeout",
+		"reading too slowly, see drain_rate",
+		"all outboxes together are full, see outbox_budget",
+	}
+)
+
+// String returns what the peer is told.
+func (r cutReason) String() string { return cutTexts[r] }
+
+// Who ended a connection.
+const (
+	byServer = "server"
+	byClient = "client"
+	byLost   = "lost"
+)
+
+// counters are a shard's own, so that workers do not share cache lines.
+type counters struct {
+	deliveries, framesIn, bytesIn, pings, stale atomic.Uint64
+}
+
+// stats are what is counted for the whole server.
+type stats struct {
+	accepted, published, hookPanics atomic.Uint64
+	rejects                         [rejectReasons]atomic.Uint64
+	drops                           [dropReasons]atomic.Uint64
+	cuts                            [cutReasons]atomic.Uint64
+	wait, turn, fanout, hook        histogram
+
+	mu           sync.Mutex
+	closes       map[CloseKind]uint64
+	acceptErrors map[string]uint64
+	publishes    map[string]uint64 // refused, by reason
+	commands     map[string]uint64 // refused, by code
+}
+
+func (s *stats) reject(why rejectReason)       { s.rejects[why].Add(1) }
+func (s *stats) drop(why dropReason, n int)    { s.drops[why].Add(uint64(n)) }
+func (s *stats) cut(why cutReason)             { s.cuts[why].Add(1) }
+func (s *stats) commandError(c wire.ErrorCode) { count(s, &s.commands, string(c)) }
+
+func (s *stats) acceptError(errno syscall.Errno) {
+	count(s, &s.acceptErrors, errno.Error())
+}
+
+// closed counts the end of an upgraded connection. Codes that peers make up
+// are counted as 4999, so that their number is bounded.
+func (s *stats) closed(code wire.CloseCode, by string) {
+	if by == byClient && code >= 3000 {
+		code = 4999
+	}
+	count(s, &s.closes, CloseKind{code, by})
+}
+
+func (s *stats) publishRejected(err error) {
+	reason := "error"
+	for _, r := range publishReasons {
+		if errors.Is(err, r.err) {
+			reason = r.name
+		}
+	}
+	count(s, &s.publishes, reason)
+}
+
+var publishReasons = []struct {
+	err  error
+	name string
+}{
+	{ErrNobody, "nobody"}, {ErrClosed, "closed"}, {ErrBusy, "busy"}, {ErrBadMessage, "bad_message"},
+	{ErrTooBig, "too_big"}, {ErrReused, "reused"}, {ErrNoAck, "no_ack"},
+}
+
+func count[K comparable](s *stats, m *map[K]uint64, key K) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if *m == nil {
+		*m = map[K]uint64{}
+	}
+	(*m)[key]++
+}
+
+func byName(values []atomic.Uint64, names []string) map[string]uint64 {
+	m := make(map[string]uint64, len(names))
+	for i := range values {
+		m[names[i]] = values[i].Load()
+	}
+	return m
+}
+
+// Stats returns what has been counted so far. It costs a lock or two of each
+// shard and index stripe, and allocates; once a second is no burden.
+func (srv *Server) Stats() Stats {
+	st := &srv.stats
+	out := Stats{
+		Connections:      int(srv.opened.Load()),
+		Handshaking:      int(srv.handshaking.Load()),
+		Users:            srv.hub.users.len(),
+		Topics:           srv.hub.topics.len(),
+		Subscriptions:    int(srv.hub.subscriptions.Load()),
+		Capacity:         srv.capacity,
+		Draining:         srv.draining.Load(),
+		Accepted:         st.accepted.Load(),
+		HandshakeRejects: byName(st.rejects[:], rejectNames[:]),
+		Drops:            byName(st.drops[:], dropNames[:]),
+		Cuts:             byName(st.cuts[:], cutNames[:]),
+		Published:        st.published.Load(),
+		HookPanics:       st.hookPanics.Load(),
+		OutboxBytes:      srv.outboxBytes.Load(),
+		PublishBytes:     srv.publishBytes.Load(),
+		HooksQueued:      srv.hooks.Queued(),
+		FanoutSeconds:    st.fanout.snapshot(),
+		TurnSeconds:      st.turn.snapshot(),
+		WaitSeconds:      st.wait.snapshot(),
+		HookSeconds:      st.hook.snapshot(),
+	}
+	for i, s := range srv.shards {
+		out.Deliveries += s.count.deliveries.Load()
+		out.FramesIn += s.count.framesIn.Load()
+		out.BytesIn += s.count.bytesIn.Load()
+		out.PingsSent += s.count.pings.Load()
+		out.StaleEvents += s.count.stale.Load()
+		n := int(s.conns.Load())
+		if out.ShardMax = max(out.ShardMax, n); i == 0 || n < out.ShardMin {
+			out.ShardMin = n
+		}
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	out.Closes = maps.Clone(st.closes)
+	out.AcceptErrors = maps.Clone(st.acceptErrors)
+	out.PublishRejects = maps.Clone(st.publishes)
+	out.CommandErrors = maps.Clone(st.commands)
+	return out
 }
 
 // Histogram counts durations in buckets whose bounds double from one

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"strings"
 
 	"github.com/gobwas/ws"
 )
@@ -42,9 +43,9 @@ func AppendMasked(dst []byte, op ws.OpCode, fin bool, mask [4]byte, payload []by
 }
 
 // AppendClose appends an unmasked Close frame. The reason is cut to the 123
-// bytes that a control frame leaves for it.
+// bytes that a control frame leaves for it, and is UTF-8 whatever it was.
 func AppendClose(dst []byte, code CloseCode, reason string) []byte {
-	reason = reason[:min(len(reason), ws.MaxControlFramePayloadSize-2)]
+	reason = strings.ToValidUTF8(reason[:min(len(reason), ws.MaxControlFramePayloadSize-2)], "")
 	dst = AppendHeader(dst, ws.OpClose, true, 2+len(reason))
 	return append(append(dst, byte(code>>8), byte(code)), reason...)
 }

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -218,10 +219,8 @@ func skipNumber(b []byte, i int) (int, error) {
 // unescape returns what the inside of a JSON string stands for. Only one with
 // a backslash is copied.
 func unescape(s []byte) []byte {
-	for i := range s {
-		if s[i] == '\\' {
-			return unescapeSlow(s)
-		}
+	if bytes.IndexByte(s, '\\') >= 0 {
+		return unescapeSlow(s)
 	}
 	return s
 }

@@ -26,13 +26,16 @@ func checkName[T ~string | ~[]byte](what string, name T, limit int) *Error {
 	case len(name) > limit:
 		return errf(BadTopic, "%s name has %d bytes, the limit is %d", what, len(name), limit)
 	}
-	for i, r := range string(name) {
+	for i := 0; i < len(name); {
+		// One character at a time: a conversion of the whole would allocate.
+		r, size := utf8.DecodeRuneInString(string(name[i:min(len(name), i+utf8.UTFMax)]))
 		switch {
+		case r == utf8.RuneError && size == 1:
+			return errf(BadTopic, "%s name is not UTF-8 at byte %d", what, i)
 		case unicode.IsControl(r) || unicode.IsSpace(r):
 			return errf(BadTopic, "%s name has a space or control character at byte %d", what, i)
-		case r == utf8.RuneError && !utf8.ValidString(string(name)):
-			return errf(BadTopic, "%s name is not UTF-8", what)
 		}
+		i += size
 	}
 	return nil
 }

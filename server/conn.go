@@ -1,0 +1,177 @@
+package server
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"time"
+
+	"github.com/gobwas/ws"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// conn is one connection: a slot that belongs to a descriptor number, 64 bytes,
+// one cache line. Slots stand in pages and never move. What only some
+// connections have hangs off ext.
+//
+// Owned by the shard's turn, except where a comment says otherwise.
+type conn struct {
+	ext  *extra
+	user string // guarded for others by its stripe of the user index
+	next *conn  // next device of the same user; guarded by that stripe
+	subs [2]*subset
+	fd   int32  // static
+	gen  uint32 // which connection of this descriptor number; changes at its end
+	// stamp is when the state began or, in stateOpen, when something was last received.
+	stamp   stamp
+	state   connState
+	flags   connFlags
+	control uint8 // control frames in the leaky bucket
+	format  format
+}
+
+type connState uint8
+
+const (
+	stateFree    connState = iota
+	stateHead              // accepted; the request head is not whole
+	stateAuth              // the head is whole; a hook decides
+	stateOpen              // upgraded
+	stateClosing           // Close was sent or is queued; reads are thrown away
+)
+
+type connFlags uint8
+
+const (
+	flagPinged   connFlags = 1 << iota // a ping is unanswered
+	flagHook                           // a hook runs or waits; nothing is parsed
+	flagUnread                         // the kernel has bytes that were left there
+	flagFinished                       // the write side was shut down
+	flagListed                         // in the user index
+	flagDeaf                           // a refused handshake: nothing is read any more
+)
+
+// format is how a connection wants its messages.
+type format uint8
+
+const (
+	formatV1  format = iota // enveloped, tocsin.v1
+	formatRaw               // the payload alone
+	formats
+)
+
+// extra is what a connection has only while something is unfinished.
+type extra struct {
+	in   half
+	out  outbox
+	subs []*subset // beyond conn.subs
+	rest []byte    // received behind what a hook is busy with
+	call *hookCall // the hook that flagHook is about
+}
+
+// idle reports whether nothing is left that needs e.
+func (e *extra) idle() bool {
+	return e.in.empty() && e.out.empty() && len(e.subs) == 0 && len(e.rest) == 0 && e.call == nil
+}
+
+// ref names a connection: descriptor and generation. It goes stale when the
+// connection ends, and is then dropped by whoever meets it.
+type ref uint64
+
+func (c *conn) ref() ref { return ref(c.gen)<<32 | ref(uint32(c.fd)) }
+
+func (r ref) fd() int     { return int(int32(r)) }
+func (r ref) gen() uint32 { return uint32(r >> 32) }
+
+// A shard's connections are those whose descriptors fall in its blocks of
+// blockSize numbers, dealt out in turn. The kernel hands out the lowest free
+// number, so shards fill evenly (within one block), a number always comes back
+// to the shard that closed it, and the descriptors of one shard, counted
+// without the others' blocks, are dense: the local index.
+const blockSize = 16
+
+func shardOf(fd, shards int) int { return fd / blockSize % shards }
+
+func localIndex(fd, shards int) int { return fd/blockSize/shards*blockSize + fd%blockSize }
+
+func fdOf(local, shard, shards int) int {
+	return (local/blockSize*shards+shard)*blockSize + local%blockSize
+}
+
+const pageSize = 64
+
+type page [pageSize]conn
+
+// ids turns refs into connection ids that cannot be guessed: one AES block of
+// the ref and zeros, under a key of this process. Nothing is stored.
+type ids struct{ block cipher.Block }
+
+func newIDs() ids {
+	var key [16]byte
+	rand.Read(key[:])
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		panic(err) // the key has a valid length
+	}
+	return ids{block}
+}
+
+const idLength = 22 // 16 bytes in unpadded base64url
+
+func (i ids) append(dst []byte, r ref) []byte {
+	var b [aes.BlockSize]byte
+	binary.LittleEndian.PutUint64(b[:], uint64(r))
+	i.block.Encrypt(b[:], b[:])
+	return base64.RawURLEncoding.AppendEncode(dst, b[:])
+}
+
+func (i ids) parse(id string) (ref, bool) {
+	var b [aes.BlockSize]byte
+	if len(id) != idLength {
+		return 0, false
+	}
+	if n, err := base64.RawURLEncoding.Strict().Decode(b[:], []byte(id)); err != nil || n != len(b) {
+		return 0, false
+	}
+	i.block.Decrypt(b[:], b[:])
+	return ref(binary.LittleEndian.Uint64(b[:])), binary.LittleEndian.Uint64(b[8:]) == 0
+}
+
+// Conn is a handle on one connection, given to hooks. It is a small value that
+// may be kept and used from any goroutine; after the connection has ended its
+// methods do nothing.
+type Conn struct {
+	srv  *Server
+	ref  ref
+	user string
+}
+
+// ID returns the connection's id, as in its welcome and in [Target].
+func (c Conn) ID() string { return string(c.srv.ids.append(nil, c.ref)) }
+
+// User returns the user that Auth named, "" if there is none.
+func (c Conn) User() string { return c.user }
+
+// Send queues one text or binary message for the connection; payload is copied.
+// It is not told whether the connection still exists.
+func (c Conn) Send(op ws.OpCode, payload []byte) {
+	frame := wire.AppendFrame(make([]byte, 0, len(payload)+10), op, payload)
+	c.srv.post(c.ref, item{kind: itemSend, bytes: frame})
+}
+
+// Close starts the closing handshake with the given code and reason.
+func (c Conn) Close(code wire.CloseCode, reason string) {
+	c.srv.post(c.ref, item{kind: itemClose, code: code, reason: reason})
+}
+
+// stamp is a coarse point in time, in units of 10 ms; it wraps after 497 days
+// and so is only ever subtracted.
+type stamp uint32
+
+const stampUnit = 10 * time.Millisecond
+
+func (s stamp) since(earlier stamp) time.Duration {
+	return time.Duration(int32(s-earlier)) * stampUnit
+}

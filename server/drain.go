@@ -1,0 +1,175 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/gobwas/ws"
+	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// drainPlan is how a shard spreads the end of its connections. Owned by the
+// shard's turn.
+type drainPlan struct {
+	active bool
+	until  time.Duration // kernel.Now by which all are closed
+	next   time.Duration // when the next part is due
+	at     int           // the next local index
+}
+
+// Shutdown drains the server: it stops accepting, sends every connection a
+// goodbye with a retry_after_ms of its own and a Close, spread over
+// Config.Drain, flushes what waits, and ends every goroutine it started. When
+// ctx ends first the rest is closed at once and ctx's error returned. Any
+// goroutine may call it; later calls wait for the first.
+func (srv *Server) Shutdown(ctx context.Context) error {
+	srv.shutdown.Do(func() {
+		srv.shutdownErr = srv.drainAll(ctx)
+		close(srv.ended)
+	})
+	<-srv.ended
+	return srv.shutdownErr
+}
+
+func (srv *Server) drainAll(ctx context.Context) (err error) {
+	srv.mu.Lock()
+	srv.draining.Store(true)
+	listeners := srv.listeners
+	srv.listeners = nil
+	srv.mu.Unlock()
+	for _, l := range listeners {
+		l.close()
+	}
+	srv.cfg.Logger.Info("draining", "connections", srv.opened.Load(), "over", srv.cfg.Drain)
+	srv.drainUntil = srv.kernel.Now() + srv.cfg.Drain
+	srv.retryWindow = max(srv.cfg.Drain.Milliseconds(), 1000, 2*srv.opened.Load())
+	for _, s := range srv.shards {
+		s.inbox.append(item{kind: itemDrain})
+		s.wake()
+	}
+	if !srv.waitEmpty(ctx) {
+		err = fmt.Errorf("drain: %d connections were closed at once: %w", srv.conns.Load(), ctx.Err())
+		srv.hurryDrain.Store(true)
+		for _, s := range srv.shards {
+			s.inbox.append(item{kind: itemDrain})
+			s.wake()
+		}
+		srv.waitEmpty(context.Background())
+	}
+	srv.stop(ctx)
+	return err
+}
+
+// waitEmpty waits until no connection is left, or ctx ends.
+func (srv *Server) waitEmpty(ctx context.Context) bool {
+	for srv.conns.Load() > 0 {
+		select {
+		case <-srv.empty:
+		case <-ctx.Done():
+			return srv.conns.Load() == 0
+		}
+	}
+	return true
+}
+
+// stop ends what the server runs on, from the outside in.
+func (srv *Server) stop(ctx context.Context) {
+	close(srv.tickerStop)
+	<-srv.tickerEnded
+	if err := srv.hooks.Release(ctx); err != nil {
+		srv.cfg.Logger.Warn("hooks still run", "error", err)
+	}
+	srv.closed.Store(true)
+	if err := srv.hub.bus.Close(); err != nil {
+		srv.cfg.Logger.Warn("close bus", "error", err)
+	}
+	for _, p := range []*netpoll.Poller{srv.poller, srv.acceptor} {
+		if err := p.Close(); err != nil {
+			srv.cfg.Logger.Warn("close poller", "error", err)
+		}
+	}
+	if err := srv.turns.Release(context.Background()); err != nil {
+		srv.cfg.Logger.Warn("release workers", "error", err)
+	}
+	for _, s := range srv.shards {
+		s.set.Close()
+	}
+}
+
+// startDrain begins the drain of a shard or, if that is under way, hastens it.
+func (w *worker) startDrain() {
+	s := w.shard
+	s.drain.active, s.drain.until = true, w.srv.drainUntil
+	s.hurry.Store(true)
+	if w.srv.hurryDrain.Load() {
+		for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
+			c := s.at(i)
+			if c.state == stateOpen {
+				w.goodbye(c)
+			}
+			if c.state == stateHead || c.state == stateAuth {
+				w.refuse(c, 503, rejectShutdown, "the server is shutting down")
+			}
+			if c.state != stateFree {
+				w.detach(c)
+			}
+		}
+		return
+	}
+	for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
+		if c := s.at(i); c.state == stateHead {
+			w.refuse(c, 503, rejectShutdown, "the server is shutting down")
+		}
+	}
+}
+
+// drainSome closes this tick's part of the shard's connections: as many of
+// those that are left as the tick is of the time that is left.
+func (w *worker) drainSome() {
+	s := w.shard
+	if w.exact < s.drain.next {
+		return
+	}
+	s.drain.next = w.exact + tickEvery*9/10
+	left := s.drain.until - w.exact
+	n := s.open.len()
+	if left > tickEvery {
+		// The fraction is rounded by chance, so that shards do not step together.
+		share := float64(n) * float64(tickEvery) / float64(left)
+		n = int(share + rand.Float64())
+	}
+	for ; n > 0; n-- {
+		i := s.open.next(s.drain.at)
+		if i < 0 {
+			if i = s.open.next(0); i < 0 {
+				return
+			}
+		}
+		s.drain.at = i + 1
+		w.goodbye(s.at(i))
+	}
+}
+
+// goodbye tells c when to come back and closes it, behind what waits for it.
+func (w *worker) goodbye(c *conn) {
+	if c.format == formatV1 {
+		after := w.srv.retryNext.Add(1) * retryStride % w.srv.retryWindow
+		w.scratch = wire.AppendGoodbye(w.scratch[:0], wire.Goodbye{
+			Code: wire.CloseShutdown, Reason: wire.CloseShutdown.String(), RetryAfterMS: int(500 + after),
+		})
+		r := c.ref()
+		w.reply(ws.OpText, w.scratch)
+		w.flushReplies(c)
+		if c.ref() != r {
+			return
+		}
+	}
+	w.shut(c, wire.CloseShutdown, wire.CloseShutdown.String())
+}
+
+// retryStride is prime and larger than any window, so that the n-th multiple
+// of it gives every millisecond of the window once before any twice.
+const retryStride = 2_147_483_647

@@ -1,0 +1,485 @@
+package server
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/gobwas/ws"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// The limits of a request head, RFC 9112 section 3 and RFC 6585 section 5.
+const (
+	maxHead   = 8 << 10
+	maxLine   = 4 << 10
+	maxFields = 64
+)
+
+// headScan remembers how far a head that comes in pieces was looked at.
+type headScan struct {
+	at     int // the next byte to look at
+	line   int // where its line began
+	fields int // lines before it
+}
+
+// takeHead collects the request head of c until it is whole, then answers it.
+// Nothing in it is believed before all of it was checked.
+func (w *worker) takeHead(c *conn, b []byte) {
+	h := &w.half
+	if c.ext != nil && len(c.ext.in.buf) > 0 {
+		h = &c.ext.in
+		h.buf = append(h.buf, b...)
+		b = h.buf
+	}
+	end, bad := h.scan.find(b)
+	switch {
+	case bad != nil:
+		w.half.scan = headScan{}
+		w.refuse(c, bad.status, bad.reject, bad.text)
+	case end < 0:
+		if h == &w.half {
+			e := w.extraOf(c)
+			e.in.buf = append(e.in.buf[:0], b...)
+			e.in.scan = w.half.scan
+			w.half.scan = headScan{}
+		}
+	default:
+		w.half.scan = headScan{}
+		if h == &w.half {
+			w.answer(c, b[:end], b[end:])
+			return
+		}
+		c.ext.in = half{} // b stays ours
+		w.answer(c, b[:end], b[end:])
+	}
+}
+
+// find looks for the blank line and returns the index behind it, or -1.
+func (s *headScan) find(b []byte) (end int, bad *refusal) {
+	for ; s.at < len(b); s.at++ {
+		switch c := b[s.at]; {
+		case c == '\n':
+			if s.at == 0 || b[s.at-1] != '\r' {
+				return 0, badRequest("a line ends without carriage return")
+			}
+			if s.at-s.line == 1 && s.fields > 0 {
+				return s.at + 1, nil
+			}
+			if s.fields++; s.fields > maxFields+1 {
+				return 0, &refusal{431, rejectHead, "more than 64 header fields"}
+			}
+			s.line = s.at + 1
+		case c == 0:
+			return 0, badRequest("a NUL byte in the head")
+		case s.at > 0 && b[s.at-1] == '\r':
+			return 0, badRequest("a carriage return inside a line")
+		}
+		if s.at-s.line >= maxLine {
+			return 0, &refusal{431, rejectHead, "a line of more than 4 KiB"}
+		}
+		if s.at >= maxHead {
+			return 0, &refusal{431, rejectHead, "a head of more than 8 KiB"}
+		}
+	}
+	return -1, nil
+}
+
+// refusal is an HTTP answer other than 101.
+type refusal struct {
+	status int
+	reject rejectReason
+	text   string
+}
+
+func badRequest(text string) *refusal { return &refusal{400, rejectHead, text} }
+
+// request is a checked request head; its slices point into it.
+type request struct {
+	head                           []byte
+	path, query                    []byte
+	host, upgrade, connection      []byte
+	key, version, protocol, length []byte
+	chunked                        bool
+}
+
+// parseHead checks every line of a whole head, RFC 9112 sections 3 to 5, and
+// what RFC 6455 section 4.2.1 wants of it, strictly: what a proxy in front
+// might understand differently is refused.
+func parseHead(head []byte, path string) (r request, bad *refusal) {
+	r.head = head
+	line, rest, _ := bytes.Cut(head, []byte("\r\n"))
+	if bad := r.parseRequestLine(line, path); bad != nil {
+		return r, bad
+	}
+	for {
+		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
+		if len(line) == 0 {
+			break
+		}
+		if bad := r.parseField(line); bad != nil {
+			return r, bad
+		}
+	}
+	return r, r.check()
+}
+
+func (r *request) parseRequestLine(line []byte, path string) *refusal {
+	method, rest, ok1 := bytes.Cut(line, []byte(" "))
+	target, version, ok2 := bytes.Cut(rest, []byte(" "))
+	switch {
+	case !ok1 || !ok2 || !isToken(method) || len(target) == 0:
+		return badRequest("malformed request line")
+	case string(version) != "HTTP/1.1":
+		if len(version) == 8 && string(version[:5]) == "HTTP/" && isDigit(version[5]) && version[6] == '.' && isDigit(version[7]) {
+			return &refusal{505, rejectHead, "HTTP/1.1 is spoken here"}
+		}
+		return badRequest("malformed HTTP version")
+	case target[0] != '/' && string(target) != "*":
+		return badRequest("the request target is not a path")
+	}
+	for _, c := range target {
+		if c <= ' ' || c >= 0x7f {
+			return badRequest("a control character or raw byte in the request target")
+		}
+	}
+	if string(method) != http.MethodGet {
+		return &refusal{405, rejectMethod, "only GET upgrades to WebSocket"}
+	}
+	r.path, r.query, _ = bytes.Cut(target, []byte("?"))
+	if string(r.path) != path {
+		return &refusal{404, rejectPath, "WebSocket is spoken at " + path}
+	}
+	return nil
+}
+
+// parseField takes one field line. Those that decide the upgrade may come once.
+func (r *request) parseField(line []byte) *refusal {
+	name, value, ok := bytes.Cut(line, []byte(":"))
+	if !ok || !isToken(name) {
+		return badRequest("malformed header field")
+	}
+	value = bytes.Trim(value, " \t")
+	for _, c := range value {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return badRequest("a control character in a header field")
+		}
+	}
+	var field *[]byte
+	switch len(name) {
+	case 4:
+		if equalFold(name, "host") {
+			field = &r.host
+		}
+	case 7:
+		if equalFold(name, "upgrade") {
+			field = &r.upgrade
+		}
+	case 10:
+		if equalFold(name, "connection") {
+			field = &r.connection
+		}
+	case 14:
+		if equalFold(name, "content-length") {
+			field = &r.length
+		}
+	case 17:
+		if equalFold(name, "sec-websocket-key") {
+			field = &r.key
+		} else if equalFold(name, "transfer-encoding") {
+			r.chunked = true
+		}
+	case 21:
+		if equalFold(name, "sec-websocket-version") {
+			field = &r.version
+		}
+	case 22:
+		if equalFold(name, "sec-websocket-protocol") {
+			field = &r.protocol
+		}
+	}
+	if field == nil {
+		return nil
+	}
+	if *field != nil {
+		return badRequest("header field " + string(name) + " comes twice")
+	}
+	*field = value
+	return nil
+}
+
+func (r *request) check() *refusal {
+	switch {
+	case len(r.host) == 0:
+		return badRequest("header field Host is missing")
+	case bytes.ContainsAny(r.host, " \t,/@\\"):
+		return badRequest("malformed header field Host")
+	case r.chunked || r.length != nil:
+		return &refusal{400, rejectBody, "an upgrade has no body"}
+	case r.upgrade == nil:
+		return &refusal{426, rejectUpgrade, "this is a WebSocket endpoint: connect to it with a WebSocket client, for example new WebSocket(\"ws://\" + location.host + location.pathname) in a browser"}
+	case !equalFold(r.upgrade, "websocket"):
+		return badRequest("header field Upgrade is not websocket")
+	case !hasToken(r.connection, "upgrade"):
+		return badRequest("header field Connection does not say Upgrade")
+	case r.version == nil:
+		return badRequest("header field Sec-WebSocket-Version is missing")
+	case string(r.version) != "13":
+		return &refusal{426, rejectVersion, "WebSocket version 13 is spoken here"}
+	}
+	var key [18]byte
+	if n, err := base64.StdEncoding.Strict().Decode(key[:], r.key[:min(len(r.key), 24)]); len(r.key) != 24 || err != nil || n != 16 {
+		return badRequest("header field Sec-WebSocket-Key is not 16 bytes in base64")
+	}
+	return nil
+}
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+// isToken reports whether b is a token of RFC 9110 section 5.6.2.
+func isToken(b []byte) bool {
+	for _, c := range b {
+		if !(isDigit(c) || c|0x20 >= 'a' && c|0x20 <= 'z' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
+			return false
+		}
+	}
+	return len(b) > 0
+}
+
+// equalFold reports whether b is the lower-case ASCII word, in any case.
+func equalFold(b []byte, word string) bool {
+	return len(b) == len(word) && strings.EqualFold(peek(b), word)
+}
+
+// hasToken reports whether a comma-separated list has the word.
+func hasToken(list []byte, word string) bool {
+	for part := range bytes.SplitSeq(list, []byte(",")) {
+		if equalFold(bytes.Trim(part, " \t"), word) {
+			return true
+		}
+	}
+	return false
+}
+
+// wish is what the query of an upgrade asks for.
+type wish struct {
+	user   string
+	topics []string
+	format format
+}
+
+// parseWish reads ?user=, ?topics= and ?format=. Other words are left to Auth.
+func (w *worker) parseWish(query []byte) (out wish, bad *refusal) {
+	for pair := range strings.SplitSeq(string(query), "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		switch name {
+		case "user", "topics", "format":
+		default:
+			continue
+		}
+		value, err := url.QueryUnescape(value)
+		if err != nil {
+			return out, badRequest("query parameter " + name + " is not URL-encoded")
+		}
+		switch name {
+		case "user":
+			out.user = value
+		case "topics":
+			for topic := range strings.SplitSeq(value, ",") {
+				if topic == "" {
+					continue
+				}
+				if err := wire.CheckTopic(topic); err != nil {
+					return out, badRequest("query parameter topics: " + err.Message)
+				}
+				out.topics = append(out.topics, topic)
+			}
+			if len(out.topics) > w.srv.cfg.MaxTopics {
+				return out, badRequest(fmt.Sprintf("query parameter topics has %d names, the limit is %d", len(out.topics), w.srv.cfg.MaxTopics))
+			}
+		case "format":
+			switch value {
+			case "raw":
+				out.format = formatRaw
+			case "", "json", wire.Subprotocol:
+			default:
+				return out, badRequest("query parameter format must be raw or " + wire.Subprotocol)
+			}
+		}
+	}
+	return out, nil
+}
+
+// answer decides on a whole head. early is what came behind it: the first
+// frames of a client that did not wait, which must at least look like frames.
+func (w *worker) answer(c *conn, head, early []byte) {
+	r, bad := parseHead(head, w.srv.cfg.Path)
+	if bad == nil && !looksLikeFrame(early) {
+		bad = &refusal{400, rejectBody, "bytes behind the head that are not a WebSocket frame"}
+	}
+	var want wish
+	if bad == nil {
+		want, bad = w.parseWish(r.query)
+	}
+	if bad == nil && w.srv.draining.Load() {
+		bad = &refusal{503, rejectShutdown, "the server is shutting down"}
+	}
+	if bad != nil {
+		w.refuse(c, bad.status, bad.reject, bad.text)
+		return
+	}
+	if w.srv.cfg.Auth != nil || w.srv.cfg.Allow != nil && len(want.topics) > 0 {
+		w.hookAuth(c, r, want, early)
+		return
+	}
+	if want.user != "" {
+		if err := wire.CheckUser(want.user); err != nil {
+			w.refuse(c, 400, rejectHead, "query parameter user: "+err.Message)
+			return
+		}
+	}
+	w.upgrade(c, r, want)
+	w.early(c, early)
+}
+
+// looksLikeFrame reports whether b can begin a client's frame: RFC 6455
+// section 5.2, as far as b goes.
+func looksLikeFrame(b []byte) bool {
+	if len(b) == 0 {
+		return true
+	}
+	h := ws.Header{Fin: b[0]&0x80 != 0, Rsv: b[0] >> 4 & 7, OpCode: ws.OpCode(b[0] & 0x0f), Masked: true}
+	if len(b) > 1 {
+		h.Masked, h.Length = b[1]&0x80 != 0, int64(b[1]&0x7f)
+	}
+	return ws.CheckHeader(h, ws.StateServerSide) == nil
+}
+
+// early feeds the frames that came with the head.
+func (w *worker) early(c *conn, b []byte) {
+	if len(b) == 0 || c.state != stateOpen {
+		return
+	}
+	if c.flags&flagHook != 0 { // OnOpen first
+		c.ext.rest = append([]byte(nil), b...)
+		return
+	}
+	w.feed(c, b)
+}
+
+// upgrade answers 101 and, in the same write, the welcome frame; then c is open.
+func (w *worker) upgrade(c *conn, r request, want wish) {
+	s := w.shard
+	up := memory{in: r.head, out: w.out[:0]}
+	_, err := w.srv.upgrader.Upgrade(&up)
+	w.out = up.out
+	if err != nil { // it has written its own refusal
+		w.srv.stats.reject(rejectHead)
+		w.deafen(c)
+		return
+	}
+	w.srv.handshaking.Add(-1)
+	w.srv.opened.Add(1)
+	c.state, c.stamp, c.format = stateOpen, w.now, want.format
+	if want.format == formatRaw {
+		w.srv.hub.raw.Add(1)
+	}
+	s.open.add(s.local(c))
+	admitted := true
+	if want.user != "" {
+		if admitted = w.srv.hub.login(c, want.user); admitted {
+			c.flags |= flagListed
+		}
+	}
+	positions := w.positions[:0]
+	if admitted {
+		for _, topic := range want.topics {
+			positions = append(positions, w.subscribeEarly(c, topic))
+		}
+	}
+	w.positions = positions[:0]
+	if want.format == formatV1 {
+		w.welcome(c, want, positions)
+	}
+	w.flushReplies(c)
+	if c.state != stateOpen {
+		return
+	}
+	if !admitted {
+		w.shut(c, wire.CloseConnectionLimit, "too many connections of this user, see max_user_conns")
+		return
+	}
+	if w.srv.cfg.OnOpen != nil {
+		w.hookOpen(c)
+	}
+}
+
+func (w *worker) welcome(c *conn, want wish, positions []wire.Position) {
+	ping := 0
+	if w.srv.cfg.PingInterval > 0 {
+		ping = int(w.srv.cfg.PingInterval.Seconds())
+	}
+	var id [idLength]byte
+	w.scratch = wire.AppendWelcome(w.scratch[:0], w.srv.ids.append(id[:0], c.ref()), want.user, ping, want.topics[:len(positions)], positions)
+	w.reply(ws.OpText, w.scratch)
+}
+
+// memory is the socket that gobwas's Upgrader is shown: a head that is known
+// to be whole, and a buffer.
+type memory struct{ in, out []byte }
+
+func (m *memory) Read(p []byte) (int, error) {
+	if len(m.in) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, m.in)
+	m.in = m.in[n:]
+	return n, nil
+}
+
+func (m *memory) Write(p []byte) (int, error) {
+	m.out = append(m.out, p...)
+	return len(p), nil
+}
+
+// refuse answers an upgrade with something else than 101.
+func (w *worker) refuse(c *conn, status int, why rejectReason, text string) {
+	w.srv.stats.reject(why)
+	w.out = appendRefusal(w.out[:0], status, text)
+	w.deafen(c)
+}
+
+// appendRefusal appends a whole HTTP response that ends the connection.
+func appendRefusal(dst []byte, status int, text string) []byte {
+	dst = fmt.Appendf(dst, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n", status, http.StatusText(status), len(text)+1)
+	switch status {
+	case http.StatusUpgradeRequired:
+		dst = append(dst, "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"...)
+	case http.StatusMethodNotAllowed:
+		dst = append(dst, "Allow: GET\r\n"...)
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		dst = append(strconv.AppendInt(append(dst, "Retry-After: "...), 1+rand.Int64N(30), 10), "\r\n"...)
+	}
+	return append(append(append(dst, "\r\n"...), text...), '\n')
+}
+
+// deafen sends the refusal in w.out and the end of file, and reads no more.
+func (w *worker) deafen(c *conn) {
+	w.srv.handshaking.Add(-1)
+	c.state, c.stamp = stateClosing, w.now
+	c.flags = c.flags&^flagHook | flagDeaf
+	if c.ext != nil {
+		c.ext.in, c.ext.rest, c.ext.call = half{}, nil, nil
+	}
+	r := c.ref()
+	w.flushReplies(c)
+	if c.ref() == r && (c.ext == nil || c.ext.out.empty()) {
+		w.finish(c)
+	}
+}

@@ -1,0 +1,281 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// hookCall is one call of user code. It runs in the hook pool; what follows
+// from it is done in the shard's turn. While a connection has a call nothing of
+// it is read, so its hooks run one after the other, in the order of what it
+// sent.
+type hookCall struct {
+	shard *shard
+	ref   ref
+	run   func()                   // in the pool
+	then  func(w *worker, c *conn) // in the turn, if the connection still is; nil for none
+
+	panicked bool // set by the pool before the turn is told
+
+	mu    sync.Mutex
+	done  bool
+	ended func() // the connection ended meanwhile: OnClose, to be run behind run
+}
+
+// call runs hook for c. There is at most one at a time.
+func (w *worker) call(c *conn, run func(), then func(*worker, *conn)) {
+	call := &hookCall{shard: w.shard, ref: c.ref(), run: run, then: then}
+	w.extraOf(c).call = call
+	c.flags |= flagHook
+	w.submitHook(call)
+}
+
+// submitHook hands call to the pool or, when that is full, keeps it until a
+// hook of this shard returns or the next tick.
+func (w *worker) submitHook(call *hookCall) {
+	if !w.srv.hooks.Submit(call) {
+		w.shard.waiting = append(w.shard.waiting, call)
+		w.shard.hurry.Store(true)
+	}
+}
+
+func (w *worker) retryHooks() {
+	s := w.shard
+	n := 0
+	for n < len(s.waiting) && w.srv.hooks.Submit(s.waiting[n]) {
+		n++
+	}
+	left := copy(s.waiting, s.waiting[n:])
+	clear(s.waiting[left:])
+	s.waiting = s.waiting[:left]
+}
+
+// runHook is what the hook pool does with a call.
+func (srv *Server) runHook(call *hookCall) {
+	start := srv.kernel.Now()
+	srv.protect(call)
+	srv.stats.hook.observe(srv.kernel.Now() - start)
+	call.mu.Lock()
+	call.done = true
+	ended := call.ended
+	call.mu.Unlock()
+	if ended != nil {
+		ended()
+	}
+	if call.then != nil || call.panicked {
+		srv.post(call.ref, item{kind: itemHook, call: call})
+	}
+}
+
+// protect runs user code; a panic ends that call alone.
+func (srv *Server) protect(call *hookCall) {
+	defer func() {
+		if v := recover(); v != nil {
+			call.panicked = true
+			srv.stats.hookPanics.Add(1)
+			srv.log.sometimes("hook panicked; its connection is closed with 1011", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		}
+	}()
+	call.run()
+}
+
+// hookReturned goes on with a connection whose hook has returned.
+func (w *worker) hookReturned(c *conn, call *hookCall) {
+	if c.ext == nil || c.ext.call != call {
+		return
+	}
+	c.ext.call = nil
+	c.flags &^= flagHook
+	r := c.ref()
+	if call.panicked {
+		w.shut(c, wire.CloseInternal, "a hook failed")
+		return
+	}
+	call.then(w, c)
+	w.resume(c, r)
+}
+
+// resume takes up reading where it was left for a hook.
+func (w *worker) resume(c *conn, r ref) {
+	if c.ref() != r || c.flags&flagHook != 0 {
+		return
+	}
+	if c.ext != nil && len(c.ext.rest) > 0 && c.state == stateOpen {
+		rest := c.ext.rest
+		c.ext.rest = nil
+		w.feed(c, rest)
+		if c.ref() != r || c.flags&flagHook != 0 {
+			return
+		}
+	}
+	w.flushReplies(c)
+	if c.ref() != r {
+		return
+	}
+	if c.flags&flagUnread != 0 {
+		c.flags &^= flagUnread
+		w.serve(c, true) // to the very end: an end of file may stand there
+		if c.ref() != r {
+			return
+		}
+	}
+	w.slim(c)
+}
+
+func (w *worker) handle(c *conn) Conn { return Conn{srv: w.srv, ref: c.ref(), user: c.user} }
+
+// hookAuth asks Auth who the peer is and Allow about the topics of its query,
+// then upgrades or refuses.
+func (w *worker) hookAuth(c *conn, r request, want wish, early []byte) {
+	c.state, c.stamp = stateAuth, w.now
+	head := bytes.Clone(r.head)
+	rest := bytes.Clone(early)
+	srv, fd, handle := w.srv, int(c.fd), w.handle(c)
+	var no *refusal
+	w.call(c, func() {
+		want.user, no = srv.authorize(head, fd, handle, want)
+	}, func(w *worker, c *conn) {
+		if c.state != stateAuth {
+			return
+		}
+		if no != nil {
+			w.refuse(c, no.status, no.reject, no.text)
+			return
+		}
+		r, _ := parseHead(head, w.srv.cfg.Path)
+		w.upgrade(c, r, want)
+		w.early(c, rest)
+	})
+}
+
+// authorize runs Auth and Allow in the hook pool.
+func (srv *Server) authorize(head []byte, fd int, c Conn, want wish) (user string, no *refusal) {
+	user = want.user
+	if srv.cfg.Auth != nil {
+		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
+		if err != nil {
+			return "", badRequest("malformed request head")
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), srv.cfg.AuthTimeout)
+		defer cancel()
+		req.RemoteAddr = netpoll.Peer(fd).String()
+		if user, err = srv.cfg.Auth(req.WithContext(ctx)); err != nil {
+			no := &refusal{http.StatusUnauthorized, rejectAuth, err.Error()}
+			var status *HTTPError
+			if errors.As(err, &status) {
+				no.status = status.Status
+			}
+			return "", no
+		}
+	}
+	if user != "" {
+		if err := wire.CheckUser(user); err != nil {
+			return "", &refusal{http.StatusForbidden, rejectAuth, err.Message}
+		}
+	}
+	c.user = user
+	if srv.cfg.Allow != nil {
+		for _, topic := range want.topics {
+			if err := srv.cfg.Allow(c, ActionSubscribe, topic); err != nil {
+				return "", &refusal{http.StatusForbidden, rejectForbidden, fmt.Sprintf("topic %q: %v", topic, err)}
+			}
+		}
+	}
+	return user, nil
+}
+
+// hookMessage gives a message to OnMessage.
+func (w *worker) hookMessage(c *conn, f frame) {
+	payload := append([]byte{}, f.payload...)
+	hook, handle, handled := w.srv.cfg.OnMessage, w.handle(c), false
+	w.call(c, func() {
+		handled = hook(handle, f.op, payload)
+	}, func(w *worker, c *conn) {
+		if !handled && c.state == stateOpen {
+			w.unhandled(c, frame{f.op, payload})
+		}
+	})
+}
+
+func (w *worker) hookOpen(c *conn) {
+	hook, handle := w.srv.cfg.OnOpen, w.handle(c)
+	w.call(c, func() { hook(handle) }, func(*worker, *conn) {})
+}
+
+// ended tells OnClose, behind whatever hook of c still runs.
+func (w *worker) ended(c *conn, code wire.CloseCode) {
+	hook := w.srv.cfg.OnClose
+	if hook == nil {
+		return
+	}
+	handle := w.handle(c)
+	run := func() { hook(handle, int(code)) }
+	if c.ext != nil && c.ext.call != nil {
+		call := c.ext.call
+		call.mu.Lock()
+		defer call.mu.Unlock()
+		if !call.done {
+			call.ended = run
+			return
+		}
+	}
+	w.submitHook(&hookCall{shard: w.shard, ref: c.ref(), run: run})
+}
+
+// allowed asks Allow, if there is one, and goes on with yes or answers id with
+// an error. Without Allow everybody may subscribe, and publish only in Dev.
+func (w *worker) allowed(c *conn, id []byte, action Action, topic string, yes func(*worker, *conn)) {
+	allow := w.srv.cfg.Allow
+	if allow == nil {
+		if action == ActionPublish && !w.srv.cfg.Dev {
+			w.replyError(id, &wire.Error{Code: wire.Forbidden, Message: "clients may not publish here, see Config.Allow"})
+			return
+		}
+		yes(w, c)
+		return
+	}
+	handle := w.handle(c)
+	var err error
+	w.call(c, func() {
+		err = allow(handle, action, topic)
+	}, func(w *worker, c *conn) {
+		if err != nil {
+			w.replyError(id, &wire.Error{Code: wire.Forbidden, Message: err.Error()})
+			return
+		}
+		yes(w, c)
+	})
+}
+
+// limitedLog logs a message at most once a minute for each text.
+type limitedLog struct {
+	logger *slog.Logger // static
+
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func (l *limitedLog) sometimes(msg string, args ...any) {
+	now := time.Now()
+	l.mu.Lock()
+	last, ok := l.last[msg]
+	limited := ok && now.Sub(last) < time.Minute
+	if !limited {
+		l.last[msg] = now
+	}
+	l.mu.Unlock()
+	if !limited {
+		l.logger.Error(msg, args...)
+	}
+}

@@ -1,0 +1,285 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/gobwas/ws"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// hub knows who is where: the connections of each user, and the shards that
+// have subscribers of each topic.
+type hub struct {
+	users  *index[*conn]  // the first of a user's chain of connections
+	topics *index[*topic] // those with a subscriber
+	epoch  string         // of this process
+	epochs atomic.Uint32  // topics begun so far
+	bus    Bus
+	srv    *Server
+
+	subscriptions atomic.Int64
+	raw           atomic.Int64 // connections that want raw frames
+}
+
+// topic is a topic with subscribers. It is forgotten with its last one, and
+// begun anew it has another epoch. All of it is guarded by its stripe of the
+// topic index, but for the name.
+type topic struct {
+	name   string // static
+	seq    uint64
+	epoch  string // of a bus between nodes; "" for this process's numbering
+	born   uint32 // which topic of this process's epoch
+	n      int32  // subscribers, those included whose joining is in an inbox
+	policy policy // static
+	subs   *subset
+}
+
+// policy is an [Overflow] in a byte.
+type policy uint8
+
+const (
+	policyDisconnect policy = iota
+	policyDropOldest
+	policyLatest
+)
+
+func policyOf(o Overflow) policy {
+	switch o {
+	case DropOldest:
+		return policyDropOldest
+	case Latest:
+		return policyLatest
+	}
+	return policyDisconnect
+}
+
+// subset is a topic's subscribers in one shard.
+type subset struct {
+	topic *topic  // static
+	shard *shard  // static
+	next  *subset // the topic's next shard; guarded by the topic's stripe
+	n     int32   // subscribers here, joining ones too; guarded by the topic's stripe
+
+	// Owned by the shard's turn.
+	set  fdset
+	walk *walk // messages on their way to set; nil if there are none
+}
+
+func (t *topic) indexName() string { return t.name }
+func (c *conn) indexName() string  { return c.user }
+
+// peek is b as a string for a look-up; it must not be kept.
+func peek(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// position is where the topic stands; the caller holds the stripe.
+func (h *hub) position(t *topic) wire.Position {
+	epoch := t.epoch
+	if epoch == "" {
+		epoch = h.epoch + strconv.FormatUint(uint64(t.born), 36)
+	}
+	return wire.Position{Seq: t.seq, Epoch: epoch}
+}
+
+// join counts one more subscriber of name in shard s, and puts what begin
+// returns for the topic's position in the shard's inbox, before any later
+// message. The caller must see to it that leave is called once.
+func (h *hub) join(s *shard, name []byte, begin func(*subset, wire.Position) item) (*subset, error) {
+	st := h.topics.stripe(peek(name))
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	var t *topic
+	if at := st.find(peek(name)); at != nil {
+		t = *at
+	} else {
+		t = &topic{name: string(name), born: h.epochs.Add(1)}
+		t.policy = policyOf(h.srv.cfg.overflow(t.name))
+		if err := h.bus.Subscribe(t.name, h.deliver); err != nil {
+			return nil, fmt.Errorf("subscribe to %q: %w", t.name, err)
+		}
+		st.insert(t)
+	}
+	sub := t.subs
+	for sub != nil && sub.shard != s {
+		sub = sub.next
+	}
+	if sub == nil {
+		sub = &subset{topic: t, shard: s, next: t.subs}
+		t.subs = sub
+	}
+	t.n++
+	sub.n++
+	h.subscriptions.Add(1)
+	s.inbox.append(begin(sub, h.position(t)))
+	return sub, nil
+}
+
+// again puts what begin returns for sub's position in the inbox of its shard,
+// for a connection that is subscribed already.
+func (h *hub) again(sub *subset, begin func(*subset, wire.Position) item) {
+	st := h.topics.stripe(sub.topic.name)
+	st.mu.Lock()
+	sub.shard.inbox.append(begin(sub, h.position(sub.topic)))
+	st.mu.Unlock()
+}
+
+// leave undoes a join. The caller is the shard's turn and has taken the
+// connection out of sub.set.
+func (h *hub) leave(sub *subset) {
+	t := sub.topic
+	st := h.topics.stripe(t.name)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	h.subscriptions.Add(-1)
+	t.n--
+	if sub.n--; sub.n == 0 {
+		at := &t.subs
+		for *at != sub {
+			at = &(*at).next
+		}
+		*at = sub.next
+	}
+	if t.n == 0 {
+		st.remove(t.name)
+		h.bus.Unsubscribe(t.name)
+	}
+}
+
+// login lists c under its user name. It refuses, and returns false, one over
+// the limit of a user's connections.
+func (h *hub) login(c *conn, user string) bool {
+	st := h.users.stripe(user)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	c.user = user
+	at := st.find(user)
+	if at == nil {
+		st.insert(c)
+		return true
+	}
+	n := 0
+	for d := *at; d != nil; d = d.next {
+		n++
+	}
+	if n >= h.srv.cfg.MaxUserConns {
+		return false
+	}
+	c.next = (*at).next
+	(*at).next = c
+	return true
+}
+
+// logout takes c off the list of its user.
+func (h *hub) logout(c *conn) {
+	st := h.users.stripe(c.user)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	at := st.find(c.user)
+	switch {
+	case *at != c:
+		d := *at
+		for d.next != c {
+			d = d.next
+		}
+		d.next = c.next
+	case c.next == nil:
+		st.remove(c.user)
+	default:
+		*at = c.next
+	}
+	c.next = nil
+}
+
+// devices appends the refs of a user's connections to dst.
+func (h *hub) devices(dst []ref, user string) []ref {
+	st := h.users.stripe(user)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if at := st.find(user); at != nil {
+		for d := *at; d != nil; d = d.next {
+			dst = append(dst, d.ref())
+		}
+	}
+	return dst
+}
+
+// deliver is what a bus calls with each message of a topic.
+func (h *hub) deliver(p Publication, at Position) {
+	st := h.topics.stripe(p.Topic)
+	st.mu.Lock()
+	if e := st.find(p.Topic); e != nil {
+		t := *e
+		t.seq, t.epoch = at.Seq, at.Epoch
+		h.deliverLocked(t, p, at.Seq)
+	}
+	st.mu.Unlock()
+}
+
+// deliverLocked encodes p and appends it to the inbox of every shard with a
+// subscriber. This is where the order of a topic is decided: the caller holds
+// its stripe.
+func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
+	m := p.out
+	if m == nil {
+		m = h.srv.newMessage(&p.Message)
+	}
+	m.topic, m.policy = t, t.policy
+	m.encode(&wire.Message{Topic: t.name, Seq: seq, ID: p.Message.ID, Data: p.Message.Data}, h.raw.Load() > 0)
+	m.subscribers = int(t.n)
+	shards := int32(0)
+	for sub := t.subs; sub != nil; sub = sub.next {
+		shards++
+	}
+	m.pending.Store(shards)
+	for sub := t.subs; sub != nil; sub = sub.next {
+		sub.shard.inbox.append(item{kind: itemPublish, sub: sub, m: m})
+		sub.shard.wake()
+	}
+}
+
+// encode makes the frames of m. The raw one is left out while nobody wants it.
+func (m *message) encode(w *wire.Message, raw bool) {
+	envelope := make([]byte, 0, len(w.Data)+len(w.Topic)+len(w.ID)+64)
+	envelope = wire.AppendMessage(envelope, w)
+	m.frames[formatV1] = wire.AppendFrame(make([]byte, 0, len(envelope)+10), ws.OpText, envelope)
+	end := len(m.frames[formatV1]) - len("}")
+	m.data = m.frames[formatV1][end-len(w.Data) : end] // the caller keeps his
+	if raw {
+		m.frames[formatRaw] = wire.AppendFrame(make([]byte, 0, len(w.Data)+10), ws.OpText, w.Data)
+	}
+}
+
+// frame returns the bytes that a connection of format f gets.
+func (m *message) frame(f format) []byte {
+	if b := m.frames[f]; b != nil {
+		return b
+	}
+	// The first raw connection came after m was encoded.
+	return wire.AppendFrame(nil, ws.OpText, m.data)
+}
+
+// localBus is the default [Bus]: this process alone. The topic index itself
+// numbers the messages, so it keeps nothing.
+type localBus struct{ hub *hub }
+
+func (b localBus) Publish(_ context.Context, p Publication) (Position, error) {
+	h := b.hub
+	st := h.topics.stripe(p.Topic)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	at := st.find(p.Topic)
+	if at == nil {
+		return Position{}, fmt.Errorf("%w: topic %q has no subscriber", ErrNobody, p.Topic)
+	}
+	t := *at
+	t.seq++
+	h.deliverLocked(t, p, t.seq)
+	return Position(h.position(t)), nil
+}
+
+func (localBus) Subscribe(string, func(Publication, Position)) error { return nil }
+func (localBus) Unsubscribe(string)                                  {}
+func (localBus) Close() error                                        { return nil }

@@ -1,0 +1,120 @@
+package server
+
+import (
+	"hash/maphash"
+	"sync"
+)
+
+// index finds things by name: users' connections, topics. It is split in
+// stripes, each with its own lock, and costs about 14 bytes an entry: a table
+// of pointers whose names stand in what they point to, where a map would keep
+// each name a second time.
+type index[E named] struct {
+	seed    maphash.Seed
+	stripes [64]stripe[E]
+}
+
+type named interface {
+	comparable
+	indexName() string
+}
+
+// stripe is one part of an index. The caller holds mu for all of it.
+type stripe[E named] struct {
+	mu   sync.Mutex
+	seed maphash.Seed
+	tab  []E // open addressing, linear probing; the length is a power of two
+	n    int
+}
+
+func newIndex[E named]() *index[E] {
+	x := &index[E]{seed: maphash.MakeSeed()}
+	for i := range x.stripes {
+		x.stripes[i].seed = x.seed
+	}
+	return x
+}
+
+// stripe returns the stripe that name belongs to.
+func (x *index[E]) stripe(name string) *stripe[E] {
+	return &x.stripes[maphash.String(x.seed, name)>>58]
+}
+
+// len counts all entries.
+func (x *index[E]) len() (n int) {
+	for i := range x.stripes {
+		s := &x.stripes[i]
+		s.mu.Lock()
+		n += s.n
+		s.mu.Unlock()
+	}
+	return n
+}
+
+func (s *stripe[E]) home(name string) int {
+	return int(maphash.String(s.seed, name)) & (len(s.tab) - 1)
+}
+
+// find returns the place of the entry with that name, or nil.
+func (s *stripe[E]) find(name string) *E {
+	if s.n == 0 {
+		return nil
+	}
+	var none E
+	for i := s.home(name); s.tab[i] != none; i = (i + 1) & (len(s.tab) - 1) {
+		if s.tab[i].indexName() == name {
+			return &s.tab[i]
+		}
+	}
+	return nil
+}
+
+// insert puts e in; no entry of that name may be there.
+func (s *stripe[E]) insert(e E) {
+	if (s.n+1)*4 > len(s.tab)*3 {
+		old := s.tab
+		s.tab = make([]E, max(4, 2*len(old)))
+		var none E
+		for _, e := range old {
+			if e != none {
+				s.place(e)
+			}
+		}
+	}
+	s.place(e)
+	s.n++
+}
+
+func (s *stripe[E]) place(e E) {
+	var none E
+	i := s.home(e.indexName())
+	for s.tab[i] != none {
+		i = (i + 1) & (len(s.tab) - 1)
+	}
+	s.tab[i] = e
+}
+
+// remove takes the entry with that name out and closes the hole behind it.
+func (s *stripe[E]) remove(name string) {
+	at := s.find(name)
+	if at == nil {
+		return
+	}
+	var none E
+	mask := len(s.tab) - 1
+	hole := s.home(name)
+	for &s.tab[hole] != at {
+		hole = (hole + 1) & mask
+	}
+	for i := (hole + 1) & mask; s.tab[i] != none; i = (i + 1) & mask {
+		// An entry may move back if the hole is not before its home.
+		if home := s.home(s.tab[i].indexName()); (i-home)&mask >= (i-hole)&mask {
+			s.tab[hole] = s.tab[i]
+			hole = i
+		}
+	}
+	s.tab[hole] = none
+	if s.n--; s.n == 0 {
+		s.tab = nil
+	}
+}

@@ -1,0 +1,147 @@
+package server
+
+import (
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// message is one published message on its way: encoded and framed once for
+// each format, shared by every outbox and shard, never changed, left to the
+// garbage collector. Its counters are the publisher's receipt.
+type message struct {
+	frames      [formats][]byte // framed; nil for raw while no connection wants it
+	data        []byte          // the payload
+	topic       *topic          // nil for a push or broadcast
+	policy      policy          // of the topic
+	key         string          // collapse key
+	expires     time.Duration   // kernel.Now; 0: never
+	rate        int             // deliveries a second over all shards; 0: no limit
+	cost        int64           // what it takes of the publish budget
+	subscribers int             // connections it is for; set when it has its place
+
+	written, queued, dropped atomic.Int32
+	pending                  atomic.Int32  // shards that have not walked it yet
+	done                     chan struct{} // closed when there are none; nil if nobody waits
+	devices                  []deviceNote  // of a push, by ordinal
+	acks                     *ackWait      // of a push that waits for them
+}
+
+// deviceNote is what became of one device's copy; only that device's shard
+// writes status, and the publisher reads it after done.
+type deviceNote struct {
+	ref    ref
+	status DeviceStatus
+}
+
+func (m *message) expired(now time.Duration) bool { return m.expires != 0 && now >= m.expires }
+
+// pendingOut is one entry of an outbox: bytes of its own, or a shared message.
+type pendingOut struct {
+	b      []byte
+	m      *message // nil: a reply or notice of this connection
+	queued stamp
+}
+
+// outbox is what waits for one connection, first in, first out. The first off
+// bytes of the first entry have left.
+type outbox struct {
+	q     []pendingOut
+	off   int
+	bytes int    // of all entries, without off
+	pong  []byte // the newest unanswered ping's pong; goes before the next entry
+	moved stamp  // when a byte last left, or the outbox began
+}
+
+func (o *outbox) empty() bool { return len(o.q) == 0 && len(o.pong) == 0 }
+
+func (o *outbox) push(e pendingOut) {
+	if len(o.q) == 0 {
+		o.moved = e.queued
+	}
+	o.q = append(o.q, e)
+	o.bytes += len(e.b)
+}
+
+// begun returns how many entries cannot be dropped any more: the first, once a
+// part of it has left.
+func (o *outbox) begun() int {
+	if o.off > 0 {
+		return 1
+	}
+	return 0
+}
+
+// drop takes entry i out and returns its size.
+func (o *outbox) drop(i int) int {
+	n := len(o.q[i].b)
+	copy(o.q[i:], o.q[i+1:])
+	o.q[len(o.q)-1] = pendingOut{}
+	o.q = o.q[:len(o.q)-1]
+	o.bytes -= n
+	return n
+}
+
+// find returns the first droppable message of topic t, with key if collapse is
+// set, or -1.
+func (o *outbox) find(t *topic, key string, collapse bool) int {
+	for i := o.begun(); i < len(o.q); i++ {
+		if m := o.q[i].m; m != nil && m.topic == t && (!collapse || m.key == key) {
+			return i
+		}
+	}
+	return -1
+}
+
+// sent takes n bytes off the front and returns how many shared messages left
+// whole.
+func (o *outbox) sent(n int, now stamp) (whole int) {
+	if n > 0 {
+		o.moved = now
+	}
+	o.bytes -= n
+	n += o.off
+	i := 0
+	for i < len(o.q) && n >= len(o.q[i].b) {
+		n -= len(o.q[i].b)
+		if o.q[i].m != nil {
+			whole++
+		}
+		i++
+	}
+	o.off = n
+	kept := copy(o.q, o.q[i:])
+	clear(o.q[kept:])
+	o.q = o.q[:kept]
+	return whole
+}
+
+// fill appends what should leave next to buf, up to its capacity, and returns
+// it. It takes nothing off; sent does.
+func (o *outbox) fill(buf []byte) []byte {
+	off := o.off
+	for _, e := range o.q {
+		part := e.b[off:]
+		off = 0
+		if len(part) > cap(buf)-len(buf) {
+			if len(buf) == 0 || cap(buf)-len(buf) > 4096 {
+				buf = append(buf, part[:cap(buf)-len(buf)]...)
+			}
+			break
+		}
+		buf = append(buf, part...)
+	}
+	return buf
+}
+
+// usePong puts the waiting pong in its place, before everything that has not
+// begun to leave, and returns its size.
+func (o *outbox) usePong(now stamp) int {
+	n := len(o.pong)
+	if n > 0 {
+		o.q = slices.Insert(o.q, o.begun(), pendingOut{b: o.pong, queued: now})
+		o.bytes += n
+		o.pong = nil
+	}
+	return n
+}

@@ -1,0 +1,202 @@
+package server
+
+import (
+	"unicode/utf8"
+
+	"github.com/gobwas/ws"
+	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// serve reads what c has and acts on it. One call takes at most readSize
+// bytes; a connection with more comes again when the others had theirs.
+func (w *worker) serve(c *conn, hangUp bool) {
+	if c.flags&flagHook != 0 {
+		c.flags |= flagUnread // a hook is busy; read on when it returns
+		return
+	}
+	if c.flags&flagDeaf != 0 {
+		if hangUp {
+			w.detach(c)
+		}
+		return
+	}
+	r := c.ref()
+	n, errno := w.srv.kernel.Recv(int(c.fd), w.in)
+	switch {
+	case errno == netpoll.EAGAIN:
+		return
+	case errno == netpoll.EINTR:
+		w.shard.again = append(w.shard.again, r)
+		return
+	case errno != 0 || n == 0:
+		w.lost(c)
+		return
+	}
+	w.shard.count.bytesIn.Add(uint64(n))
+	w.received(c, w.in[:n])
+	if c.ref() != r {
+		return
+	}
+	// A short read means that the socket is empty (epoll(7)), unless the end
+	// of file stands behind it.
+	if n == len(w.in) || hangUp {
+		if c.flags&flagHook != 0 {
+			c.flags |= flagUnread
+			return
+		}
+		w.shard.again = append(w.shard.again, r)
+	}
+}
+
+// received takes bytes that came in for c, in whatever state it is.
+func (w *worker) received(c *conn, b []byte) {
+	switch c.state {
+	case stateHead:
+		w.takeHead(c, b)
+	case stateOpen:
+		c.stamp = w.now
+		c.flags &^= flagPinged
+		w.feed(c, b)
+	}
+	w.slim(c)
+}
+
+// feed takes the bytes of an open connection: frames, whole or not. When a
+// hook is needed what is behind it stays in ext.rest until it returns.
+func (w *worker) feed(c *conn, b []byte) {
+	h := &w.half
+	if c.ext != nil {
+		h = &c.ext.in
+	}
+	began := h.empty()
+	for len(b) > 0 {
+		f, n, done, bad := h.take(b, &w.srv.cfg)
+		b = b[n:]
+		if bad.code != 0 {
+			w.half = half{}
+			w.fail(c, bad)
+			return
+		}
+		if !done {
+			break
+		}
+		began = began || !f.op.IsControl()
+		w.shard.count.framesIn.Add(1)
+		r := c.ref()
+		w.frame(c, f)
+		if c.ref() != r || c.state != stateOpen {
+			w.half = half{}
+			return
+		}
+		if c.flags&flagHook != 0 {
+			break
+		}
+	}
+	if h == &w.half && !h.empty() {
+		e := w.extraOf(c)
+		buf := e.in.buf
+		e.in = *h
+		if len(h.buf) == 0 {
+			e.in.buf = buf
+		}
+		w.half = half{}
+		h = &e.in
+	}
+	if began && !h.empty() {
+		h.since = w.now
+	}
+	if len(b) > 0 { // a hook is busy
+		c.ext.rest = append([]byte(nil), b...)
+	}
+	w.flushReplies(c)
+}
+
+// frame acts on one message or control frame.
+func (w *worker) frame(c *conn, f frame) {
+	if f.op.IsControl() && !w.controlAllowed(c) {
+		w.fail(c, fault{wire.ClosePolicy, "too many control frames"})
+		return
+	}
+	switch f.op {
+	case ws.OpPing:
+		w.pong(c, f.payload)
+	case ws.OpPong:
+	case ws.OpClose:
+		w.peerClosed(c, f.payload)
+	default:
+		w.message(c, f)
+	}
+}
+
+// pong answers a ping. While an outbox waits only the newest pong is kept, and
+// it goes before the data: RFC 6455 section 5.5.3.
+func (w *worker) pong(c *conn, payload []byte) {
+	if c.ext != nil && !c.ext.out.empty() {
+		c.ext.out.pong = wire.AppendFrame(nil, ws.OpPong, payload)
+		return
+	}
+	w.reply(ws.OpPong, payload)
+}
+
+// peerClosed answers a Close frame with its own code, RFC 6455 section 5.5.1.
+func (w *worker) peerClosed(c *conn, payload []byte) {
+	code := closeNoStatus
+	switch {
+	case len(payload) == 1:
+		w.fail(c, fault{wire.CloseProtocolError, "close frame of one byte"})
+		return
+	case len(payload) >= 2:
+		code = wire.CloseCode(payload[0])<<8 | wire.CloseCode(payload[1])
+		if !code.ValidReceived() {
+			w.fail(c, fault{wire.CloseProtocolError, "invalid close code"})
+			return
+		}
+		if !utf8.Valid(payload[2:]) {
+			w.fail(c, fault{wire.CloseInvalidData, "close reason is not UTF-8"})
+			return
+		}
+	}
+	w.flushReplies(c)
+	if c.state != stateOpen {
+		return
+	}
+	w.leaveAll(c)
+	w.srv.stats.closed(code, byClient)
+	w.ended(c, code)
+	w.close(c, code, "")
+}
+
+// message gives a data message to the OnMessage hook, or takes it as a command.
+func (w *worker) message(c *conn, f frame) {
+	if w.srv.cfg.OnMessage != nil {
+		w.hookMessage(c, f)
+		return
+	}
+	w.unhandled(c, f)
+}
+
+// unhandled is a message that no hook has taken.
+func (w *worker) unhandled(c *conn, f frame) {
+	if f.op == ws.OpBinary {
+		w.fail(c, fault{wire.CloseUnsupported, "binary messages are not spoken here"})
+		return
+	}
+	w.command(c, f.payload)
+}
+
+// fail ends a connection that broke the protocol, after what it is owed.
+func (w *worker) fail(c *conn, bad fault) {
+	r := c.ref()
+	w.flushReplies(c)
+	if c.ref() == r {
+		w.shut(c, bad.code, bad.reason)
+	}
+}
+
+// controlAllowed counts a control frame. The sweep takes MaxControl off the
+// count every second, so a burst of twice as many passes.
+func (w *worker) controlAllowed(c *conn) bool {
+	c.control++
+	return int(c.control) <= 2*w.srv.cfg.MaxControl
+}

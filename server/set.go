@@ -1,0 +1,110 @@
+package server
+
+import (
+	"math/bits"
+	"slices"
+)
+
+// fdset is a set of local indexes, walked in ascending order. Small ones are a
+// sorted list; one whose list would be larger than a bitmap becomes a bitmap.
+// The zero value is an empty set.
+type fdset struct {
+	words []uint32 // the members, sorted; or, when dense, a bitmap
+	n     int32
+	dense bool
+}
+
+func (s *fdset) len() int { return int(s.n) }
+
+func (s *fdset) has(i int) bool {
+	if s.dense {
+		return i>>5 < len(s.words) && s.words[i>>5]>>(i&31)&1 != 0
+	}
+	_, ok := slices.BinarySearch(s.words, uint32(i))
+	return ok
+}
+
+// add puts i in and reports whether it was not there.
+func (s *fdset) add(i int) bool {
+	if s.dense {
+		if w := i >> 5; w >= len(s.words) {
+			s.words = append(s.words, make([]uint32, w+1-len(s.words))...)
+		}
+		if s.words[i>>5]>>(i&31)&1 != 0 {
+			return false
+		}
+		s.words[i>>5] |= 1 << (i & 31)
+		s.n++
+		return true
+	}
+	at, ok := slices.BinarySearch(s.words, uint32(i))
+	if ok {
+		return false
+	}
+	if s.words == nil {
+		s.words = make([]uint32, 0, 1)
+	}
+	s.words = slices.Insert(s.words, at, uint32(i))
+	s.n++
+	if top := s.words[len(s.words)-1]; s.n > 8 && uint32(s.n) > top>>5 {
+		s.toBitmap(int(top))
+	}
+	return true
+}
+
+func (s *fdset) toBitmap(top int) {
+	list := s.words
+	s.words, s.dense = make([]uint32, top>>5+1), true
+	for _, i := range list {
+		s.words[i>>5] |= 1 << (i & 31)
+	}
+}
+
+// remove takes i out and reports whether it was there.
+func (s *fdset) remove(i int) bool {
+	if !s.has(i) {
+		return false
+	}
+	s.n--
+	switch {
+	case s.n == 0:
+		*s = fdset{}
+	case s.dense:
+		s.words[i>>5] &^= 1 << (i & 31)
+		if len(s.words) > 64 && int(s.n) < len(s.words)/8 {
+			s.toList()
+		}
+	default:
+		at, _ := slices.BinarySearch(s.words, uint32(i))
+		s.words = slices.Delete(s.words, at, at+1)
+	}
+	return true
+}
+
+func (s *fdset) toList() {
+	list := make([]uint32, 0, s.n)
+	for i := s.next(0); i >= 0; i = s.next(i + 1) {
+		list = append(list, uint32(i))
+	}
+	s.words, s.dense = list, false
+}
+
+// next returns the smallest member that is at least i, or -1.
+func (s *fdset) next(i int) int {
+	if !s.dense {
+		if at, _ := slices.BinarySearch(s.words, uint32(i)); at < len(s.words) {
+			return int(s.words[at])
+		}
+		return -1
+	}
+	for w := i >> 5; w < len(s.words); w++ {
+		word := s.words[w]
+		if w == i>>5 {
+			word &= ^uint32(0) << (i & 31)
+		}
+		if word != 0 {
+			return w<<5 + bits.TrailingZeros32(word)
+		}
+	}
+	return -1
+}

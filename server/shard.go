@@ -1,0 +1,306 @@
+package server
+
+import (
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/tocsin-push/tocsin/netpoll"
+)
+
+// shard is some thousands of connections that are served together. At any
+// moment at most one goroutine has its turn, and whoever has the turn owns
+// everything here that no comment gives to somebody else: connections need no
+// lock.
+type shard struct {
+	srv   *Server      // static
+	index int          // static
+	set   *netpoll.Set // static
+
+	inbox inbox        // any goroutine appends, the turn takes
+	state atomic.Int32 // shardIdle, shardBusy, shardAgain
+	ready atomic.Bool  // set by the poller: the set reported and is not armed
+	tick  atomic.Bool  // set by the ticker: a sweep is due
+	hurry atomic.Bool  // set by the turn: wake me at every tick
+	woken atomic.Int64 // kernel.Now of the wake-up that the turn answers
+
+	pages     []*page
+	slots     fdset       // slots in use
+	open      fdset       // connections in stateOpen
+	walks     []*walk     // fan-outs in progress, round robin
+	everybody *walk       // the broadcasts among them, without a rate
+	paced     int         // walks with a rate
+	again     []ref       // connections that ran out of their budget
+	waiting   []*hookCall // hooks that the pool had no room for
+	spare     []item      // the inbox's other half
+	extras    []*extra    // free list
+	idle      []*walk     // free list
+	drain     drainPlan
+
+	conns atomic.Int64 // slots in use, as others read it
+	count counters
+}
+
+// The states of a shard. Busy means that its turn is queued or running, again
+// that something came since that the turn may not have seen.
+const (
+	shardIdle int32 = iota
+	shardBusy
+	shardAgain
+)
+
+const (
+	turnBudget  = 2 * time.Millisecond // then other shards go first
+	sliceBudget = time.Millisecond     // of a fan-out, before reads go first
+	inlineSize  = 32                   // events that the poller serves itself
+)
+
+func newShard(srv *Server, index int) (*shard, error) {
+	set, err := netpoll.NewSet()
+	if err != nil {
+		return nil, err
+	}
+	return &shard{srv: srv, index: index, set: set}, nil
+}
+
+// conn returns the slot of fd, which must be one of this shard's.
+func (s *shard) conn(fd int) *conn {
+	local := localIndex(fd, len(s.srv.shards))
+	return s.at(local)
+}
+
+func (s *shard) at(local int) *conn {
+	return &s.pages[local/pageSize][local%pageSize]
+}
+
+func (s *shard) local(c *conn) int { return localIndex(int(c.fd), len(s.srv.shards)) }
+
+// lookup returns the connection that r names, or nil if it has ended.
+func (s *shard) lookup(r ref) *conn {
+	local := localIndex(r.fd(), len(s.srv.shards))
+	if local/pageSize < len(s.pages) {
+		if c := s.at(local); c.gen == r.gen() && c.state != stateFree {
+			return c
+		}
+	}
+	s.count.stale.Add(1)
+	return nil
+}
+
+// wake makes sure that the shard gets a turn after this call. Any goroutine
+// may call it.
+func (s *shard) wake() {
+	for {
+		switch s.state.Load() {
+		case shardIdle:
+			if s.state.CompareAndSwap(shardIdle, shardBusy) {
+				s.submit()
+				return
+			}
+		case shardBusy:
+			if s.state.CompareAndSwap(shardBusy, shardAgain) {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (s *shard) submit() {
+	s.woken.Store(int64(s.srv.kernel.Now()))
+	s.srv.turns.Submit(s) // there is room for every shard
+}
+
+// onReady is called by the poller when the set has something. If nobody else
+// is being served the turn is taken right here, which saves handing it over;
+// it ends, or moves to the pool, within its budget.
+func (s *shard) onReady() {
+	s.ready.Store(true)
+	if !s.state.CompareAndSwap(shardIdle, shardBusy) {
+		s.wake()
+		return
+	}
+	s.woken.Store(int64(s.srv.kernel.Now()))
+	if !s.srv.turns.Idle() {
+		s.srv.turns.Submit(s)
+		return
+	}
+	s.srv.inline.guardedTurn(s)
+}
+
+// guardedTurn is what the pool does around a turn that it runs.
+func (w *worker) guardedTurn(s *shard) {
+	defer func() {
+		if v := recover(); v != nil {
+			w.srv.turnPanicked(s, v, debug.Stack())
+		}
+	}()
+	w.turn(s, true)
+}
+
+// turn serves s until nothing is left or its time is up; then it gives the
+// shard back, to the poller or to the end of the queue.
+func (w *worker) turn(s *shard, inline bool) {
+	w.shard = s
+	w.clock()
+	start := w.exact
+	s.srv.stats.wait.observe(start - time.Duration(s.woken.Load()))
+	defer func() {
+		s.srv.stats.turn.observe(s.srv.kernel.Now() - start)
+	}()
+	for {
+		more := w.round(inline)
+		w.clock()
+		if more && w.exact-start > turnBudget || more && inline {
+			s.submit()
+			return
+		}
+		if more {
+			continue
+		}
+		if s.ready.Swap(false) {
+			if err := s.srv.poller.Rearm(s.set.FD()); err != nil && !s.srv.closed.Load() {
+				s.srv.fatal("cannot watch a shard any more", err)
+			}
+		}
+		if s.state.CompareAndSwap(shardBusy, shardIdle) {
+			return
+		}
+		s.state.Store(shardBusy) // it was shardAgain
+		if inline {
+			s.submit()
+			return
+		}
+	}
+}
+
+// round does a part of each kind of work that there is and reports whether
+// some is left.
+func (w *worker) round(inline bool) (more bool) {
+	s := w.shard
+	w.takeInbox()
+	if s.ready.Load() {
+		more = w.serveEvents(inline)
+	}
+	if len(s.again) > 0 {
+		w.serveAgain()
+		more = more || len(s.again) > 0
+	}
+	if len(s.walks) > 0 {
+		more = w.walkSome() || more
+	}
+	if len(s.waiting) > 0 {
+		w.retryHooks()
+	}
+	if s.drain.active {
+		w.drainSome()
+	}
+	if !more && s.tick.Swap(false) {
+		w.sweep()
+	}
+	w.takeInbox()
+	return more
+}
+
+// serveEvents serves one batch of ready connections.
+func (w *worker) serveEvents(inline bool) (more bool) {
+	s := w.shard
+	events := w.events[:]
+	if inline {
+		events = events[:inlineSize]
+	}
+	n, errno := s.srv.kernel.Wait(s.set, events)
+	if errno != 0 {
+		s.srv.fatal("epoll_wait of a shard failed", errno)
+		return false
+	}
+	for i := range events[:n] {
+		e := &events[i]
+		c := s.lookup(ref(e.Key))
+		if c == nil {
+			continue
+		}
+		if e.Writable && c.ext != nil && !c.ext.out.empty() {
+			w.flush(c)
+			if c.ref() != ref(e.Key) {
+				continue
+			}
+		}
+		if e.Readable {
+			w.serve(c, e.HangUp)
+		}
+	}
+	return n == len(events)
+}
+
+// serveAgain serves those that had more to read than their budget.
+func (w *worker) serveAgain() {
+	again := w.shard.again
+	w.shard.again = nil
+	for _, r := range again {
+		if c := w.shard.lookup(r); c != nil {
+			w.serve(c, false)
+		}
+	}
+	if w.shard.again == nil {
+		w.shard.again = again[:0]
+	}
+}
+
+// takeInbox does what other goroutines left for the shard.
+func (w *worker) takeInbox() {
+	s := w.shard
+	for {
+		items := s.inbox.take(s.spare)
+		if items == nil {
+			return
+		}
+		s.spare = nil
+		for i := range items {
+			w.do(&items[i])
+		}
+		clear(items)
+		if cap(items) <= keepInbox {
+			s.spare = items[:0]
+		}
+	}
+}
+
+func (w *worker) do(it *item) {
+	s := w.shard
+	switch it.kind {
+	case itemAccept, itemAdopt:
+		w.attach(it.ref.fd(), it.bytes)
+		return
+	case itemPublish:
+		w.startWalk(&it.sub.walk, &it.sub.set, walkEntry{m: it.m})
+		return
+	case itemAll:
+		w.startBroadcast(it.m)
+		return
+	case itemDrain:
+		w.startDrain()
+		return
+	case itemDirect:
+		w.direct(it)
+		return
+	case itemJoin:
+		w.joined(it)
+		return
+	}
+	c := s.lookup(it.ref)
+	if c == nil {
+		return
+	}
+	switch it.kind {
+	case itemSend:
+		if c.state == stateOpen {
+			w.send(c, it.bytes)
+		}
+	case itemClose:
+		w.shut(c, it.code, it.reason)
+	case itemHook:
+		w.hookReturned(c, it.call)
+	}
+}

@@ -1,0 +1,299 @@
+package server
+
+import (
+	"github.com/gobwas/ws"
+	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// extraOf returns c's extra, which it makes if there is none.
+func (w *worker) extraOf(c *conn) *extra {
+	if c.ext == nil {
+		s := w.shard
+		if n := len(s.extras); n > 0 {
+			c.ext, s.extras = s.extras[n-1], s.extras[:n-1]
+		} else {
+			c.ext = &extra{}
+		}
+	}
+	return c.ext
+}
+
+// slim gives back c's extra once nothing needs it.
+func (w *worker) slim(c *conn) {
+	if c.ext == nil || !c.ext.idle() {
+		return
+	}
+	w.recycle(c.ext)
+	c.ext = nil
+}
+
+// recycle keeps e, emptied but for small buffers, for the next that needs one.
+func (w *worker) recycle(e *extra) {
+	s := w.shard
+	if len(s.extras) >= 64 {
+		return
+	}
+	q, buf := e.out.q[:0], e.in.buf[:0]
+	if cap(q) > 32 {
+		q = nil
+	}
+	if cap(buf) > 1024 {
+		buf = nil
+	}
+	*e = extra{}
+	e.out.q, e.in.buf = q, buf
+	s.extras = append(s.extras, e)
+}
+
+// reply adds a frame to what flushReplies will send.
+func (w *worker) reply(op ws.OpCode, payload []byte) { w.out = wire.AppendFrame(w.out, op, payload) }
+
+// flushReplies sends what was collected in w.out to c, the connection that is
+// being served.
+func (w *worker) flushReplies(c *conn) {
+	if len(w.out) == 0 {
+		return
+	}
+	b := w.out
+	w.out = w.out[:0]
+	if cap(b) > joinSize {
+		w.out = make([]byte, 0, 4<<10)
+	}
+	w.send(c, b)
+}
+
+// send sends b, whole frames of c's own, behind what waits for it. What the
+// socket does not take is copied to the outbox.
+func (w *worker) send(c *conn, b []byte) {
+	if c.ext == nil || c.ext.out.empty() {
+		n, errno := w.srv.kernel.Send(int(c.fd), b)
+		if n == len(b) {
+			return
+		}
+		if errno != 0 && errno != netpoll.EAGAIN && errno != netpoll.EINTR {
+			w.lost(c)
+			return
+		}
+		b = b[n:]
+	}
+	o := &w.extraOf(c).out
+	if len(o.q) > 0 && o.bytes+len(b) > w.srv.cfg.MaxOutbox && c.state == stateOpen {
+		w.cut(c, cutOutbox)
+		return
+	}
+	o.push(pendingOut{b: append([]byte(nil), b...), queued: w.now})
+	w.budget(len(b))
+}
+
+// flush sends what waits in c's outbox, as much as the socket takes.
+func (w *worker) flush(c *conn) {
+	o := &c.ext.out
+	for !o.empty() {
+		w.expireQueued(o)
+		w.srv.outboxBytes.Add(int64(o.usePong(w.now)))
+		b := o.fill(w.join[:0])
+		if len(b) == 0 {
+			break
+		}
+		n, errno := w.srv.kernel.Send(int(c.fd), b)
+		if errno != 0 && errno != netpoll.EAGAIN && errno != netpoll.EINTR {
+			w.lost(c)
+			return
+		}
+		o.sent(n, w.now)
+		w.srv.outboxBytes.Add(-int64(n))
+		if n < len(b) {
+			return
+		}
+	}
+	if c.state == stateClosing {
+		w.finish(c)
+		return
+	}
+	w.slim(c)
+}
+
+// expireQueued drops waiting messages whose TTL is over.
+func (w *worker) expireQueued(o *outbox) {
+	for i := o.begun(); i < len(o.q); {
+		if m := o.q[i].m; m != nil && m.expired(w.exact) {
+			w.dropped(m, dropTTL)
+			w.srv.outboxBytes.Add(-int64(o.drop(i)))
+			continue
+		}
+		i++
+	}
+}
+
+// budget counts n more bytes waiting, and sheds load when all outboxes
+// together are over Config.OutboxBudget.
+func (w *worker) budget(n int) {
+	if w.srv.outboxBytes.Add(int64(n)) > w.srv.cfg.OutboxBudget {
+		w.shed()
+	}
+}
+
+// shed cuts the connection of this shard with the longest outbox. The shard
+// that adds to the sum is the one that takes from it.
+func (w *worker) shed() {
+	s := w.shard
+	var longest *conn
+	for i := s.open.next(0); i >= 0; i = s.open.next(i + 1) {
+		if c := s.at(i); c.ext != nil && (longest == nil || c.ext.out.bytes > longest.ext.out.bytes) {
+			longest = c
+		}
+	}
+	if longest != nil {
+		w.cut(longest, cutBudget)
+	}
+}
+
+// cut ends a connection that is too slow.
+func (w *worker) cut(c *conn, why cutReason) {
+	w.srv.stats.cut(why)
+	w.shut(c, wire.CloseSlow, why.String())
+}
+
+// shut begins the end of c: it leaves its topics and its user, what waits for
+// it is dropped where the code says that it does not matter any more, and a
+// Close frame goes out behind the rest. Then the peer has CloseTimeout to go.
+func (w *worker) shut(c *conn, code wire.CloseCode, reason string) {
+	switch c.state {
+	case stateFree, stateClosing:
+		return
+	case stateHead, stateAuth:
+		w.refuse(c, 503, rejectShutdown, reason)
+		return
+	}
+	w.leaveAll(c)
+	w.srv.stats.closed(code, byServer)
+	w.ended(c, code)
+	w.close(c, code, reason)
+}
+
+// close sends the Close frame and goes to stateClosing.
+func (w *worker) close(c *conn, code wire.CloseCode, reason string) {
+	c.state, c.stamp = stateClosing, w.now
+	if e := c.ext; e != nil {
+		e.in, e.rest, e.call = half{}, nil, nil
+		c.flags &^= flagHook
+		if code != wire.CloseShutdown && code != wire.CloseNormal && code != wire.CloseForceDisconnect {
+			w.dropQueued(c)
+		}
+	}
+	var buf [ws.MaxHeaderSize + ws.MaxControlFramePayloadSize]byte
+	frame := wire.AppendClose(buf[:0], code, reason)
+	if code == closeNoStatus { // the peer's Close had no code; neither has the answer
+		frame = wire.AppendHeader(buf[:0], ws.OpClose, true, 0)
+	}
+	w.send(c, frame)
+	if c.state == stateClosing && (c.ext == nil || c.ext.out.empty()) {
+		w.finish(c)
+	}
+}
+
+// dropQueued drops what waits for c, except an entry that has begun to leave.
+func (w *worker) dropQueued(c *conn) {
+	o := &c.ext.out
+	o.pong = nil
+	for len(o.q) > o.begun() {
+		last := len(o.q) - 1
+		if m := o.q[last].m; m != nil {
+			w.dropped(m, dropGone)
+		}
+		w.srv.outboxBytes.Add(-int64(o.drop(last)))
+	}
+}
+
+// finish sends the end of file behind the last byte.
+func (w *worker) finish(c *conn) {
+	if c.flags&flagFinished == 0 {
+		c.flags |= flagFinished
+		w.srv.kernel.CloseWrite(int(c.fd))
+	}
+}
+
+// lost ends c without a closing handshake: the peer is gone or the socket failed.
+func (w *worker) lost(c *conn) {
+	w.abandon(c)
+	w.detach(c)
+}
+
+// abandon does the accounts of an end without a closing handshake.
+func (w *worker) abandon(c *conn) {
+	switch c.state {
+	case stateOpen:
+		w.leaveAll(c)
+		w.srv.stats.closed(closeAbnormal, byLost)
+		w.ended(c, closeAbnormal)
+	case stateHead, stateAuth:
+		w.srv.stats.reject(rejectGone)
+		w.srv.handshaking.Add(-1)
+	}
+}
+
+// closeAbnormal is what RFC 6455 section 7.4.1 calls the end without a Close
+// frame; closeNoStatus a Close frame without a code.
+const (
+	closeNoStatus wire.CloseCode = 1005
+	closeAbnormal wire.CloseCode = 1006
+)
+
+// leaveAll takes an open connection out of its topics and its user's devices.
+func (w *worker) leaveAll(c *conn) {
+	s := w.shard
+	local := s.local(c)
+	s.open.remove(local)
+	for i, sub := range c.subs {
+		if sub != nil {
+			w.leave(local, sub)
+			c.subs[i] = nil
+		}
+	}
+	if c.ext != nil {
+		for _, sub := range c.ext.subs {
+			w.leave(local, sub)
+		}
+		c.ext.subs = nil
+	}
+	if c.flags&flagListed != 0 {
+		c.flags &^= flagListed
+		w.srv.hub.logout(c)
+	}
+	if c.format == formatRaw {
+		w.srv.hub.raw.Add(-1)
+	}
+	w.srv.opened.Add(-1)
+}
+
+func (w *worker) leave(local int, sub *subset) {
+	sub.set.remove(local)
+	w.srv.hub.leave(sub)
+}
+
+// detach frees the slot and closes the descriptor: the one place that does.
+func (w *worker) detach(c *conn) {
+	fd := int(c.fd)
+	w.free(c)
+	w.srv.kernel.Close(fd)
+	w.srv.gone()
+}
+
+// free gives back the slot of c and all that hangs off it.
+func (w *worker) free(c *conn) {
+	s := w.shard
+	if c.ext != nil {
+		o := &c.ext.out
+		for _, e := range o.q {
+			if e.m != nil {
+				w.dropped(e.m, dropGone)
+			}
+		}
+		w.srv.outboxBytes.Add(-int64(o.bytes))
+		w.recycle(c.ext)
+	}
+	s.slots.remove(s.local(c))
+	s.conns.Add(-1)
+	*c = conn{fd: c.fd, gen: c.gen + 1}
+}
