@@ -83,7 +83,7 @@ func (l *listener) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
-	l.srv.acceptor.Del(l.fd)
+	_ = l.srv.acceptor.Del(l.fd) // it is watched until here
 	netpoll.Close(l.fd)
 	netpoll.Close(l.reserve)
 	close(l.ended)
@@ -176,10 +176,10 @@ func (srv *Server) admit(fds []int) {
 		}
 		s.inbox.mu.Lock()
 		for _, fd := range fds[:n] {
-			s.inbox.items = append(s.inbox.items, item{kind: itemAccept, ref: ref(uint32(fd))})
+			s.inbox.accepted = append(s.inbox.accepted, int32(fd))
 		}
 		s.inbox.mu.Unlock()
-		s.wake()
+		s.wakeHere(srv.accepting)
 		fds = fds[n:]
 	}
 }
@@ -238,10 +238,10 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		http.Error(rw, "this connection cannot be upgraded: "+err.Error(), http.StatusHTTPVersionNotSupported)
 		return
 	}
-	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
+	early, _ := buf.Peek(buf.Reader.Buffered())
 	head = append(head, early...)
 	if srv.conns.Add(1) > int64(srv.capacity) {
-		conn.Write(appendRefusal(nil, http.StatusServiceUnavailable, "the server is full, see max_connections"))
+		_, _ = conn.Write(appendRefusal(nil, http.StatusServiceUnavailable, "the server is full, see max_connections"))
 		conn.Close()
 		srv.stats.reject(rejectLimit)
 		srv.gone()
@@ -256,7 +256,7 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	srv.stats.accepted.Add(1)
 	srv.handshaking.Add(1)
 	s := srv.shards[shardOf(fd, len(srv.shards))]
-	s.inbox.append(item{kind: itemAdopt, ref: ref(uint32(fd)), bytes: head})
+	s.inbox.append(item{kind: itemAdopt, ref: ref(uint32(fd)), x: head})
 	s.wake()
 }
 

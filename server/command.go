@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -89,18 +90,18 @@ func (w *worker) subscribe(c *conn, cmd *wire.Command) {
 		w.replyError(cmd.ID, &wire.Error{Code: wire.TooManyTopics, Message: "too many topics on this connection, see max_topics"})
 		return
 	}
-	topic := bytes.Clone(cmd.Topic)
+	topic := string(cmd.Topic)
 	j := &joining{id: bytes.Clone(cmd.ID)}
 	after, hasAfter, epoch := cmd.After, cmd.HasAfter, string(cmd.Epoch)
-	w.allowed(c, j.id, ActionSubscribe, string(topic), func(w *worker, c *conn) {
+	w.allowed(c, j.id, ActionSubscribe, topic, func(w *worker, c *conn) {
 		begin := func(sub *subset, at wire.Position) item {
 			j.at = at
 			if hasAfter {
-				j.resume(string(topic), after, epoch)
+				j.resume(topic, after, epoch)
 			}
-			return item{kind: itemJoin, ref: c.ref(), sub: sub, j: j}
+			return item{kind: itemJoin, ref: c.ref(), sub: sub, x: j}
 		}
-		if sub := c.find(peek(topic)); sub != nil {
+		if sub := c.find(topic); sub != nil {
 			w.srv.hub.again(sub, begin)
 			return
 		}
@@ -139,7 +140,7 @@ func (w *worker) subscribeEarly(c *conn, topic string) (at wire.Position) {
 		w.srv.hub.again(sub, begin)
 		return at
 	}
-	sub, err := w.srv.hub.join(w.shard, []byte(topic), begin)
+	sub, err := w.srv.hub.join(w.shard, topic, begin)
 	if err != nil {
 		w.srv.log.sometimes("cannot subscribe", "error", err)
 		return at
@@ -153,7 +154,7 @@ func (w *worker) subscribeEarly(c *conn, topic string) (at wire.Position) {
 func (w *worker) joined(it *item) {
 	if it.sub.walk != nil {
 		e := *it
-		it.sub.walk.queue = append(it.sub.walk.queue, walkEntry{j: &e})
+		it.sub.walk.queue = append(it.sub.walk.queue, walkEntry{join: &e})
 		return
 	}
 	w.enter(it)
@@ -162,13 +163,15 @@ func (w *worker) joined(it *item) {
 // enter makes a subscription effective and answers it.
 func (w *worker) enter(it *item) {
 	c := w.shard.lookup(it.ref)
-	if c == nil || c.state != stateOpen || c.find(it.sub.topic.name) != it.sub {
+	if c == nil || c.state != stateOpen {
 		return
 	}
-	it.sub.set.add(w.shard.local(c))
-	j := it.j
-	if j == nil {
-		return
+	if c.find(it.sub.topic.name) == it.sub { // else it has unsubscribed already
+		it.sub.set.add(w.shard.local(c))
+	}
+	j, ok := it.x.(*joining)
+	if !ok {
+		return // of the handshake: the welcome has told
 	}
 	b := wire.AppendSubscribed(nil, j.id, it.sub.topic.name, j.at, j.recovered)
 	frame := wire.AppendFrame(nil, ws.OpText, b)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/netpoll"
 )
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -51,6 +52,8 @@ const (
 	flagFinished                       // the write side was shut down
 	flagListed                         // in the user index
 	flagDeaf                           // a refused handshake: nothing is read any more
+	flagGarbled                        // what the peer sends cannot be parsed any more
+	flagPeerDone                       // the peer has sent Close
 )
 
 // format is how a connection wants its messages.
@@ -121,10 +124,15 @@ func newIDs() ids {
 const idLength = 22 // 16 bytes in unpadded base64url
 
 func (i ids) append(dst []byte, r ref) []byte {
-	var b [aes.BlockSize]byte
-	binary.LittleEndian.PutUint64(b[:], uint64(r))
-	i.block.Encrypt(b[:], b[:])
-	return base64.RawURLEncoding.AppendEncode(dst, b[:])
+	// The block stands behind the room for its text: cipher.Block would make
+	// one of our own escape to the heap.
+	at := len(dst) + idLength
+	dst = append(dst, make([]byte, idLength+aes.BlockSize)...)
+	b := dst[at:]
+	binary.LittleEndian.PutUint64(b, uint64(r))
+	i.block.Encrypt(b, b)
+	base64.RawURLEncoding.Encode(dst[at-idLength:at], b)
+	return dst[:at]
 }
 
 func (i ids) parse(id string) (ref, bool) {
@@ -158,12 +166,12 @@ func (c Conn) User() string { return c.user }
 // It is not told whether the connection still exists.
 func (c Conn) Send(op ws.OpCode, payload []byte) {
 	frame := wire.AppendFrame(make([]byte, 0, len(payload)+10), op, payload)
-	c.srv.post(c.ref, item{kind: itemSend, bytes: frame})
+	c.srv.post(c.ref, item{kind: itemSend, x: frame})
 }
 
 // Close starts the closing handshake with the given code and reason.
 func (c Conn) Close(code wire.CloseCode, reason string) {
-	c.srv.post(c.ref, item{kind: itemClose, code: code, reason: reason})
+	c.srv.post(c.ref, item{kind: itemClose, x: closing{code, reason}})
 }
 
 // stamp is a coarse point in time, in units of 10 ms; it wraps after 497 days

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
 )

@@ -29,8 +29,8 @@ type walk struct {
 
 // walkEntry is a message, or a subscriber who joins between two messages.
 type walkEntry struct {
-	m *message
-	j *item
+	m    *message
+	join *item
 }
 
 const (
@@ -156,9 +156,9 @@ func (w *worker) walk(wk *walk, deadline time.Duration) walkResult {
 // nextBatch begins with the next messages of the queue, those that can leave
 // in one call; joiners before them join. False means that the queue is empty.
 func (w *worker) nextBatch(wk *walk) bool {
-	for len(wk.queue) > 0 && (wk.queue[0].j != nil || wk.queue[0].m.expired(w.exact)) {
-		if e := wk.queue[0]; e.j != nil {
-			w.enter(e.j)
+	for len(wk.queue) > 0 && (wk.queue[0].join != nil || wk.queue[0].m.expired(w.exact)) {
+		if e := wk.queue[0]; e.join != nil {
+			w.enter(e.join)
 		} else {
 			w.expire(e.m, wk.set.len())
 		}

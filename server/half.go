@@ -4,6 +4,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -88,6 +89,9 @@ func (h *half) takeHeader(b []byte, c *Config) (n int, ok bool, bad fault) {
 		}
 		n = size - old
 		h.have = 0
+	}
+	if h.h.Length >= 0 && ws.HeaderSize(h.h) != size {
+		return n, false, fault{wire.CloseProtocolError, "frame length is not in its shortest form"}
 	}
 	state := ws.StateServerSide
 	if h.op != 0 {

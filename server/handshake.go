@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -64,6 +65,12 @@ func (w *worker) takeHead(c *conn, b []byte) {
 // find looks for the blank line and returns the index behind it, or -1.
 func (s *headScan) find(b []byte) (end int, bad *refusal) {
 	for ; s.at < len(b); s.at++ {
+		if s.at >= maxHead {
+			return 0, &refusal{431, rejectHead, "a head of more than 8 KiB"}
+		}
+		if s.at-s.line >= maxLine {
+			return 0, &refusal{431, rejectHead, "a line of more than 4 KiB"}
+		}
 		switch c := b[s.at]; {
 		case c == '\n':
 			if s.at == 0 || b[s.at-1] != '\r' {
@@ -80,12 +87,6 @@ func (s *headScan) find(b []byte) (end int, bad *refusal) {
 			return 0, badRequest("a NUL byte in the head")
 		case s.at > 0 && b[s.at-1] == '\r':
 			return 0, badRequest("a carriage return inside a line")
-		}
-		if s.at-s.line >= maxLine {
-			return 0, &refusal{431, rejectHead, "a line of more than 4 KiB"}
-		}
-		if s.at >= maxHead {
-			return 0, &refusal{431, rejectHead, "a head of more than 8 KiB"}
 		}
 	}
 	return -1, nil
@@ -145,9 +146,12 @@ func (r *request) parseRequestLine(line []byte, path string) *refusal {
 		return badRequest("the request target is not a path")
 	}
 	for _, c := range target {
-		if c <= ' ' || c >= 0x7f {
-			return badRequest("a control character or raw byte in the request target")
+		if c <= ' ' || c >= 0x7f || c == '#' {
+			return badRequest("a control character, raw byte or fragment in the request target")
 		}
+	}
+	if string(method) == http.MethodHead {
+		return &refusal{405, rejectMethod, ""}
 	}
 	if string(method) != http.MethodGet {
 		return &refusal{405, rejectMethod, "only GET upgrades to WebSocket"}
@@ -165,7 +169,9 @@ func (r *request) parseField(line []byte) *refusal {
 	if !ok || !isToken(name) {
 		return badRequest("malformed header field")
 	}
-	value = bytes.Trim(value, " \t")
+	if value = bytes.Trim(value, " \t"); value == nil {
+		value = line[len(line):] // empty, but there
+	}
 	for _, c := range value {
 		if c < ' ' && c != '\t' || c == 0x7f {
 			return badRequest("a control character in a header field")
@@ -218,8 +224,10 @@ func (r *request) check() *refusal {
 	switch {
 	case len(r.host) == 0:
 		return badRequest("header field Host is missing")
-	case bytes.ContainsAny(r.host, " \t,/@\\"):
+	case !isHost(r.host):
 		return badRequest("malformed header field Host")
+	case r.protocol != nil && !isTokenList(r.protocol):
+		return badRequest("malformed header field Sec-WebSocket-Protocol")
 	case r.chunked || r.length != nil:
 		return &refusal{400, rejectBody, "an upgrade has no body"}
 	case r.upgrade == nil:
@@ -245,11 +253,35 @@ func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 // isToken reports whether b is a token of RFC 9110 section 5.6.2.
 func isToken(b []byte) bool {
 	for _, c := range b {
-		if !(isDigit(c) || c|0x20 >= 'a' && c|0x20 <= 'z' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
+		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
+		if !letter && !isDigit(c) && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
 			return false
 		}
 	}
 	return len(b) > 0
+}
+
+// isTokenList reports whether b is tokens between commas, with white space
+// around them: RFC 9110 section 5.6.1.
+func isTokenList(b []byte) bool {
+	for part := range bytes.SplitSeq(b, []byte(",")) {
+		if !isToken(bytes.Trim(part, " \t")) {
+			return false
+		}
+	}
+	return true
+}
+
+// isHost reports whether b has only bytes that RFC 3986 allows in a host and
+// port.
+func isHost(b []byte) bool {
+	for _, c := range b {
+		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
+		if !letter && !isDigit(c) && strings.IndexByte("-._~%!$&'()*+;=:[]", c) < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // equalFold reports whether b is the lower-case ASCII word, in any case.
@@ -267,16 +299,28 @@ func hasToken(list []byte, word string) bool {
 	return false
 }
 
-// wish is what the query of an upgrade asks for.
+// wish is what the query of an upgrade asks for. Its strings live as long as
+// the head, and topics until the worker's next handshake; clone copies both.
 type wish struct {
 	user   string
 	topics []string
 	format format
 }
 
+func (v wish) clone() wish {
+	v.user = strings.Clone(v.user)
+	topics := make([]string, len(v.topics))
+	for i, topic := range v.topics {
+		topics[i] = strings.Clone(topic)
+	}
+	v.topics = topics
+	return v
+}
+
 // parseWish reads ?user=, ?topics= and ?format=. Other words are left to Auth.
 func (w *worker) parseWish(query []byte) (out wish, bad *refusal) {
-	for pair := range strings.SplitSeq(string(query), "&") {
+	w.topics = w.topics[:0]
+	for pair := range strings.SplitSeq(peek(query), "&") {
 		name, value, _ := strings.Cut(pair, "=")
 		switch name {
 		case "user", "topics", "format":
@@ -298,10 +342,10 @@ func (w *worker) parseWish(query []byte) (out wish, bad *refusal) {
 				if err := wire.CheckTopic(topic); err != nil {
 					return out, badRequest("query parameter topics: " + err.Message)
 				}
-				out.topics = append(out.topics, topic)
+				w.topics = append(w.topics, topic)
 			}
-			if len(out.topics) > w.srv.cfg.MaxTopics {
-				return out, badRequest(fmt.Sprintf("query parameter topics has %d names, the limit is %d", len(out.topics), w.srv.cfg.MaxTopics))
+			if len(w.topics) > w.srv.cfg.MaxTopics {
+				return out, badRequest(fmt.Sprintf("query parameter topics has %d names, the limit is %d", len(w.topics), w.srv.cfg.MaxTopics))
 			}
 		case "format":
 			switch value {
@@ -313,6 +357,7 @@ func (w *worker) parseWish(query []byte) (out wish, bad *refusal) {
 			}
 		}
 	}
+	out.topics = w.topics
 	return out, nil
 }
 
@@ -376,9 +421,9 @@ func (w *worker) early(c *conn, b []byte) {
 // upgrade answers 101 and, in the same write, the welcome frame; then c is open.
 func (w *worker) upgrade(c *conn, r request, want wish) {
 	s := w.shard
-	up := memory{in: r.head, out: w.out[:0]}
-	_, err := w.srv.upgrader.Upgrade(&up)
-	w.out = up.out
+	w.upgraded = memory{in: r.head, out: w.out[:0]}
+	_, err := w.srv.upgrader.Upgrade(&w.upgraded)
+	w.out = w.upgraded.out
 	if err != nil { // it has written its own refusal
 		w.srv.stats.reject(rejectHead)
 		w.deafen(c)
@@ -393,7 +438,7 @@ func (w *worker) upgrade(c *conn, r request, want wish) {
 	s.open.add(s.local(c))
 	admitted := true
 	if want.user != "" {
-		if admitted = w.srv.hub.login(c, want.user); admitted {
+		if admitted = w.srv.hub.login(c, strings.Clone(want.user)); admitted {
 			c.flags |= flagListed
 		}
 	}
@@ -425,8 +470,8 @@ func (w *worker) welcome(c *conn, want wish, positions []wire.Position) {
 	if w.srv.cfg.PingInterval > 0 {
 		ping = int(w.srv.cfg.PingInterval.Seconds())
 	}
-	var id [idLength]byte
-	w.scratch = wire.AppendWelcome(w.scratch[:0], w.srv.ids.append(id[:0], c.ref()), want.user, ping, want.topics[:len(positions)], positions)
+	w.id = w.srv.ids.append(w.id[:0], c.ref())
+	w.scratch = wire.AppendWelcome(w.scratch[:0], w.id, want.user, ping, want.topics[:len(positions)], positions)
 	w.reply(ws.OpText, w.scratch)
 }
 
@@ -455,9 +500,13 @@ func (w *worker) refuse(c *conn, status int, why rejectReason, text string) {
 	w.deafen(c)
 }
 
-// appendRefusal appends a whole HTTP response that ends the connection.
+// appendRefusal appends a whole HTTP response that ends the connection. An
+// answer to HEAD has no text.
 func appendRefusal(dst []byte, status int, text string) []byte {
-	dst = fmt.Appendf(dst, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n", status, http.StatusText(status), len(text)+1)
+	if text != "" {
+		text += "\n"
+	}
+	dst = fmt.Appendf(dst, "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n", status, http.StatusText(status), len(text))
 	switch status {
 	case http.StatusUpgradeRequired:
 		dst = append(dst, "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"...)
@@ -466,7 +515,7 @@ func appendRefusal(dst []byte, status int, text string) []byte {
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		dst = append(strconv.AppendInt(append(dst, "Retry-After: "...), 1+rand.Int64N(30), 10), "\r\n"...)
 	}
-	return append(append(append(dst, "\r\n"...), text...), '\n')
+	return append(append(dst, "\r\n"...), text...)
 }
 
 // deafen sends the refusal in w.out and the end of file, and reads no more.

@@ -74,7 +74,7 @@ func (srv *Server) runHook(call *hookCall) {
 		ended()
 	}
 	if call.then != nil || call.panicked {
-		srv.post(call.ref, item{kind: itemHook, call: call})
+		srv.post(call.ref, item{kind: itemHook, x: call})
 	}
 }
 
@@ -139,6 +139,7 @@ func (w *worker) handle(c *conn) Conn { return Conn{srv: w.srv, ref: c.ref(), us
 // then upgrades or refuses.
 func (w *worker) hookAuth(c *conn, r request, want wish, early []byte) {
 	c.state, c.stamp = stateAuth, w.now
+	want = want.clone()
 	head := bytes.Clone(r.head)
 	rest := bytes.Clone(early)
 	srv, fd, handle := w.srv, int(c.fd), w.handle(c)

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"unsafe"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -29,13 +31,12 @@ type hub struct {
 // begun anew it has another epoch. All of it is guarded by its stripe of the
 // topic index, but for the name.
 type topic struct {
-	name   string // static
-	seq    uint64
-	epoch  string // of a bus between nodes; "" for this process's numbering
-	born   uint32 // which topic of this process's epoch
-	n      int32  // subscribers, those included whose joining is in an inbox
-	policy policy // static
-	subs   *subset
+	name  string // static
+	seq   uint64
+	epoch *string // of a bus between nodes; nil for this process's numbering
+	born  uint32  // which topic of this process's epoch
+	n     int32   // subscribers, those included whose joining is in an inbox
+	subs  *subset
 }
 
 // policy is an [Overflow] in a byte.
@@ -60,9 +61,9 @@ func policyOf(o Overflow) policy {
 // subset is a topic's subscribers in one shard.
 type subset struct {
 	topic *topic  // static
-	shard *shard  // static
-	next  *subset // the topic's next shard; guarded by the topic's stripe
+	shard int32   // static
 	n     int32   // subscribers here, joining ones too; guarded by the topic's stripe
+	next  *subset // the topic's next shard; guarded by the topic's stripe
 
 	// Owned by the shard's turn.
 	set  fdset
@@ -77,37 +78,35 @@ func peek(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // position is where the topic stands; the caller holds the stripe.
 func (h *hub) position(t *topic) wire.Position {
-	epoch := t.epoch
-	if epoch == "" {
-		epoch = h.epoch + strconv.FormatUint(uint64(t.born), 36)
+	if t.epoch != nil {
+		return wire.Position{Seq: t.seq, Epoch: *t.epoch}
 	}
-	return wire.Position{Seq: t.seq, Epoch: epoch}
+	return wire.Position{Seq: t.seq, Epoch: h.epoch + strconv.FormatUint(uint64(t.born), 36)}
 }
 
 // join counts one more subscriber of name in shard s, and puts what begin
 // returns for the topic's position in the shard's inbox, before any later
-// message. The caller must see to it that leave is called once.
-func (h *hub) join(s *shard, name []byte, begin func(*subset, wire.Position) item) (*subset, error) {
-	st := h.topics.stripe(peek(name))
+// message. name is copied if it is kept. The caller must see to it that leave is called once.
+func (h *hub) join(s *shard, name string, begin func(*subset, wire.Position) item) (*subset, error) {
+	st := h.topics.stripe(name)
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	var t *topic
-	if at := st.find(peek(name)); at != nil {
+	if at := st.find(name); at != nil {
 		t = *at
 	} else {
-		t = &topic{name: string(name), born: h.epochs.Add(1)}
-		t.policy = policyOf(h.srv.cfg.overflow(t.name))
+		t = &topic{name: strings.Clone(name), born: h.epochs.Add(1)}
 		if err := h.bus.Subscribe(t.name, h.deliver); err != nil {
 			return nil, fmt.Errorf("subscribe to %q: %w", t.name, err)
 		}
 		st.insert(t)
 	}
 	sub := t.subs
-	for sub != nil && sub.shard != s {
+	for sub != nil && sub.shard != int32(s.index) {
 		sub = sub.next
 	}
 	if sub == nil {
-		sub = &subset{topic: t, shard: s, next: t.subs}
+		sub = &subset{topic: t, shard: int32(s.index), next: t.subs}
 		t.subs = sub
 	}
 	t.n++
@@ -122,7 +121,7 @@ func (h *hub) join(s *shard, name []byte, begin func(*subset, wire.Position) ite
 func (h *hub) again(sub *subset, begin func(*subset, wire.Position) item) {
 	st := h.topics.stripe(sub.topic.name)
 	st.mu.Lock()
-	sub.shard.inbox.append(begin(sub, h.position(sub.topic)))
+	h.srv.shards[sub.shard].inbox.append(begin(sub, h.position(sub.topic)))
 	st.mu.Unlock()
 }
 
@@ -212,7 +211,7 @@ func (h *hub) deliver(p Publication, at Position) {
 	st.mu.Lock()
 	if e := st.find(p.Topic); e != nil {
 		t := *e
-		t.seq, t.epoch = at.Seq, at.Epoch
+		t.seq, t.epoch = at.Seq, &at.Epoch
 		h.deliverLocked(t, p, at.Seq)
 	}
 	st.mu.Unlock()
@@ -226,7 +225,7 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 	if m == nil {
 		m = h.srv.newMessage(&p.Message)
 	}
-	m.topic, m.policy = t, t.policy
+	m.topic, m.policy = t, policyOf(h.srv.cfg.overflow(t.name))
 	m.encode(&wire.Message{Topic: t.name, Seq: seq, ID: p.Message.ID, Data: p.Message.Data}, h.raw.Load() > 0)
 	m.subscribers = int(t.n)
 	shards := int32(0)
@@ -235,8 +234,9 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 	}
 	m.pending.Store(shards)
 	for sub := t.subs; sub != nil; sub = sub.next {
-		sub.shard.inbox.append(item{kind: itemPublish, sub: sub, m: m})
-		sub.shard.wake()
+		s := h.srv.shards[sub.shard]
+		s.inbox.append(item{kind: itemPublish, sub: sub, m: m})
+		s.wake()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/wire"
 )
 

@@ -41,6 +41,7 @@ type pendingOut struct {
 	b      []byte
 	m      *message // nil: a reply or notice of this connection
 	queued stamp
+	pong   bool
 }
 
 // outbox is what waits for one connection, first in, first out. The first off
@@ -135,13 +136,19 @@ func (o *outbox) fill(buf []byte) []byte {
 }
 
 // usePong puts the waiting pong in its place, before everything that has not
-// begun to leave, and returns its size.
-func (o *outbox) usePong(now stamp) int {
-	n := len(o.pong)
-	if n > 0 {
-		o.q = slices.Insert(o.q, o.begun(), pendingOut{b: o.pong, queued: now})
-		o.bytes += n
-		o.pong = nil
+// begun to leave and instead of an older one, and returns how many bytes more
+// wait then.
+func (o *outbox) usePong(now stamp) (n int) {
+	if len(o.pong) == 0 {
+		return 0
 	}
+	at := o.begun()
+	if at < len(o.q) && o.q[at].pong {
+		n = -o.drop(at)
+	}
+	n += len(o.pong)
+	o.q = slices.Insert(o.q, at, pendingOut{b: o.pong, queued: now, pong: true})
+	o.bytes += len(o.pong)
+	o.pong = nil
 	return n
 }

@@ -173,7 +173,7 @@ func (srv *Server) check(m *Message) error {
 		return fmt.Errorf("%w: urgency is %q, it must be very-low, low, normal or high", ErrBadMessage, m.Urgency)
 	}
 	if err := wire.CheckJSON(m.Data); err != nil {
-		return fmt.Errorf("%w: data: %v", ErrBadMessage, err)
+		return fmt.Errorf("%w: data: %w", ErrBadMessage, err)
 	}
 	setDefault(&m.AckTimeout, 10*time.Second)
 	return nil
@@ -260,7 +260,7 @@ func (srv *Server) Disconnect(_ context.Context, to Target, code wire.CloseCode,
 		return 0, fmt.Errorf("disconnect: %w", err)
 	}
 	for _, r := range refs {
-		srv.post(r, item{kind: itemClose, code: code, reason: reason})
+		srv.post(r, item{kind: itemClose, x: closing{code, reason}})
 	}
 	return len(refs), nil
 }

@@ -4,6 +4,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
 )
@@ -58,6 +59,9 @@ func (w *worker) received(c *conn, b []byte) {
 		c.stamp = w.now
 		c.flags &^= flagPinged
 		w.feed(c, b)
+	case stateClosing:
+		w.feedClosing(c, b)
+		return
 	}
 	w.slim(c)
 }
@@ -93,16 +97,7 @@ func (w *worker) feed(c *conn, b []byte) {
 			break
 		}
 	}
-	if h == &w.half && !h.empty() {
-		e := w.extraOf(c)
-		buf := e.in.buf
-		e.in = *h
-		if len(h.buf) == 0 {
-			e.in.buf = buf
-		}
-		w.half = half{}
-		h = &e.in
-	}
+	h = w.keepHalf(c, h)
 	if began && !h.empty() {
 		h.since = w.now
 	}
@@ -110,6 +105,49 @@ func (w *worker) feed(c *conn, b []byte) {
 		c.ext.rest = append([]byte(nil), b...)
 	}
 	w.flushReplies(c)
+}
+
+// keepHalf moves what h has of something unfinished to c, if it was the
+// worker's own, and returns where it is then.
+func (w *worker) keepHalf(c *conn, h *half) *half {
+	if h != &w.half || h.empty() {
+		return h
+	}
+	e := w.extraOf(c)
+	buf := e.in.buf
+	e.in = *h
+	if len(h.buf) == 0 {
+		e.in.buf = buf
+	}
+	w.half = half{}
+	return &e.in
+}
+
+// feedClosing looks for the peer's Close frame behind ours; the rest is thrown
+// away. RFC 6455 section 7.1.1: the server is the first to close.
+func (w *worker) feedClosing(c *conn, b []byte) {
+	h := &w.half
+	if c.ext != nil {
+		h = &c.ext.in
+	}
+	for len(b) > 0 && c.flags&(flagGarbled|flagPeerDone) == 0 {
+		f, n, done, bad := h.take(b, &w.srv.cfg)
+		b = b[n:]
+		switch {
+		case bad.code != 0:
+			c.flags |= flagGarbled
+		case done && f.op == ws.OpClose:
+			c.flags |= flagPeerDone
+		}
+	}
+	h = w.keepHalf(c, h)
+	if c.flags&flagPeerDone != 0 && c.flags&flagFinished != 0 {
+		w.half = half{}
+		w.detach(c)
+	}
+	if c.flags&flagGarbled != 0 {
+		*h = half{}
+	}
 }
 
 // frame acts on one message or control frame.
@@ -190,6 +228,7 @@ func (w *worker) fail(c *conn, bad fault) {
 	r := c.ref()
 	w.flushReplies(c)
 	if c.ref() == r {
+		c.flags |= flagGarbled
 		w.shut(c, bad.code, bad.reason)
 	}
 }

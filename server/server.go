@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/pool"
 	"github.com/tocsin-push/tocsin/wire"
@@ -17,21 +18,22 @@ import (
 // any goroutine may call its methods.
 type Server struct {
 	// Static after construction.
-	cfg      Config
-	kernel   kernel
-	capacity int // connections at once
-	shards   []*shard
-	hub      *hub
-	ids      ids
-	idPrefix string
-	upgrader ws.Upgrader
-	log      limitedLog
-	turns    *pool.Pool[*shard]    // serves shards
-	workers  []*worker             // of turns, by number
-	hooks    *pool.Pool[*hookCall] // runs user code
-	poller   *netpoll.Poller       // watches the shards' epoll sets
-	acceptor *netpoll.Poller       // watches listeners
-	inline   *worker               // owned by the poller's goroutine
+	cfg       Config
+	kernel    kernel
+	capacity  int // connections at once
+	shards    []*shard
+	hub       *hub
+	ids       ids
+	idPrefix  string
+	upgrader  ws.Upgrader
+	log       limitedLog
+	turns     *pool.Pool[*shard]    // serves shards
+	workers   []*worker             // of turns, by number
+	hooks     *pool.Pool[*hookCall] // runs user code
+	poller    *netpoll.Poller       // watches the shards' epoll sets
+	acceptor  *netpoll.Poller       // watches listeners
+	inline    *worker               // owned by the poller's goroutine
+	accepting *worker               // owned by the acceptor's goroutine
 
 	// What any goroutine counts or sets.
 	conns        atomic.Int64 // descriptors of connections
@@ -146,7 +148,7 @@ func (srv *Server) start() (err error) {
 	for range srv.cfg.Workers {
 		srv.workers = append(srv.workers, newWorker(srv))
 	}
-	srv.inline = newWorker(srv)
+	srv.inline, srv.accepting = newWorker(srv), newWorker(srv)
 	srv.turns, err = pool.New(srv.cfg.Workers, srv.cfg.Shards, func(n int, s *shard) { srv.workers[n].turn(s, false) }, srv.turnPanicked)
 	if err != nil {
 		return err
@@ -181,10 +183,10 @@ func (srv *Server) abort() {
 		}
 	}
 	if srv.turns != nil {
-		srv.turns.Release(context.Background())
+		_ = srv.turns.Release(context.Background())
 	}
 	if srv.hooks != nil {
-		srv.hooks.Release(context.Background())
+		_ = srv.hooks.Release(context.Background())
 	}
 	for _, s := range srv.shards {
 		s.set.Close()

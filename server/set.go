@@ -35,6 +35,7 @@ func (s *fdset) add(i int) bool {
 		}
 		s.words[i>>5] |= 1 << (i & 31)
 		s.n++
+		s.thin()
 		return true
 	}
 	at, ok := slices.BinarySearch(s.words, uint32(i))
@@ -71,9 +72,7 @@ func (s *fdset) remove(i int) bool {
 		*s = fdset{}
 	case s.dense:
 		s.words[i>>5] &^= 1 << (i & 31)
-		if len(s.words) > 64 && int(s.n) < len(s.words)/8 {
-			s.toList()
-		}
+		s.thin()
 	default:
 		at, _ := slices.BinarySearch(s.words, uint32(i))
 		s.words = slices.Delete(s.words, at, at+1)
@@ -81,7 +80,11 @@ func (s *fdset) remove(i int) bool {
 	return true
 }
 
-func (s *fdset) toList() {
+// thin makes a bitmap a list again when that is much smaller.
+func (s *fdset) thin() {
+	if len(s.words) <= 64 || int(s.n) >= len(s.words)/8 {
+		return
+	}
 	list := make([]uint32, 0, s.n)
 	for i := s.next(0); i >= 0; i = s.next(i + 1) {
 		list = append(list, uint32(i))

@@ -24,18 +24,19 @@ type shard struct {
 	hurry atomic.Bool  // set by the turn: wake me at every tick
 	woken atomic.Int64 // kernel.Now of the wake-up that the turn answers
 
-	pages     []*page
-	slots     fdset       // slots in use
-	open      fdset       // connections in stateOpen
-	walks     []*walk     // fan-outs in progress, round robin
-	everybody *walk       // the broadcasts among them, without a rate
-	paced     int         // walks with a rate
-	again     []ref       // connections that ran out of their budget
-	waiting   []*hookCall // hooks that the pool had no room for
-	spare     []item      // the inbox's other half
-	extras    []*extra    // free list
-	idle      []*walk     // free list
-	drain     drainPlan
+	pages         []*page
+	slots         fdset       // slots in use
+	open          fdset       // connections in stateOpen
+	walks         []*walk     // fan-outs in progress, round robin
+	everybody     *walk       // the broadcasts among them, without a rate
+	paced         int         // walks with a rate
+	again         []ref       // connections that ran out of their budget
+	waiting       []*hookCall // hooks that the pool had no room for
+	spareItems    []item      // the inbox's other half
+	spareAccepted []int32
+	extras        []*extra // free list
+	idle          []*walk  // free list
+	drain         drainPlan
 
 	conns atomic.Int64 // slots in use, as others read it
 	count counters
@@ -63,12 +64,7 @@ func newShard(srv *Server, index int) (*shard, error) {
 	return &shard{srv: srv, index: index, set: set}, nil
 }
 
-// conn returns the slot of fd, which must be one of this shard's.
-func (s *shard) conn(fd int) *conn {
-	local := localIndex(fd, len(s.srv.shards))
-	return s.at(local)
-}
-
+// at returns the slot at a local index, whose page must be there.
 func (s *shard) at(local int) *conn {
 	return &s.pages[local/pageSize][local%pageSize]
 }
@@ -112,21 +108,22 @@ func (s *shard) submit() {
 	s.srv.turns.Submit(s) // there is room for every shard
 }
 
-// onReady is called by the poller when the set has something. If nobody else
-// is being served the turn is taken right here, which saves handing it over;
-// it ends, or moves to the pool, within its budget.
+// onReady is called by the poller when the set has something.
 func (s *shard) onReady() {
 	s.ready.Store(true)
-	if !s.state.CompareAndSwap(shardIdle, shardBusy) {
+	s.wakeHere(s.srv.inline)
+}
+
+// wakeHere is wake for a poller's goroutine. If the pool has nothing to do the
+// turn is taken right here with w, the goroutine's own worker, which saves
+// handing it over; it ends, or moves to the pool, within its budget.
+func (s *shard) wakeHere(w *worker) {
+	if !s.srv.turns.Idle() || !s.state.CompareAndSwap(shardIdle, shardBusy) {
 		s.wake()
 		return
 	}
 	s.woken.Store(int64(s.srv.kernel.Now()))
-	if !s.srv.turns.Idle() {
-		s.srv.turns.Submit(s)
-		return
-	}
-	s.srv.inline.guardedTurn(s)
+	w.guardedTurn(s)
 }
 
 // guardedTurn is what the pool does around a turn that it runs.
@@ -252,17 +249,23 @@ func (w *worker) serveAgain() {
 func (w *worker) takeInbox() {
 	s := w.shard
 	for {
-		items := s.inbox.take(s.spare)
-		if items == nil {
-			return
-		}
-		s.spare = nil
+		items, accepted := s.inbox.take(s.spareItems, s.spareAccepted)
+		s.spareItems, s.spareAccepted = nil, nil
 		for i := range items {
 			w.do(&items[i])
 		}
+		for _, fd := range accepted {
+			w.attach(int(fd), nil)
+		}
 		clear(items)
 		if cap(items) <= keepInbox {
-			s.spare = items[:0]
+			s.spareItems = items[:0]
+		}
+		if cap(accepted) <= keepInbox {
+			s.spareAccepted = accepted[:0]
+		}
+		if len(items) == 0 && len(accepted) == 0 {
+			return
 		}
 	}
 }
@@ -270,8 +273,8 @@ func (w *worker) takeInbox() {
 func (w *worker) do(it *item) {
 	s := w.shard
 	switch it.kind {
-	case itemAccept, itemAdopt:
-		w.attach(it.ref.fd(), it.bytes)
+	case itemAdopt:
+		w.attach(it.ref.fd(), it.x.([]byte))
 		return
 	case itemPublish:
 		w.startWalk(&it.sub.walk, &it.sub.set, walkEntry{m: it.m})
@@ -296,11 +299,12 @@ func (w *worker) do(it *item) {
 	switch it.kind {
 	case itemSend:
 		if c.state == stateOpen {
-			w.send(c, it.bytes)
+			w.send(c, it.x.([]byte))
 		}
 	case itemClose:
-		w.shut(c, it.code, it.reason)
+		why := it.x.(closing)
+		w.shut(c, why.code, why.reason)
 	case itemHook:
-		w.hookReturned(c, it.call)
+		w.hookReturned(c, it.x.(*hookCall))
 	}
 }

@@ -173,8 +173,13 @@ var publishReasons = []struct {
 	err  error
 	name string
 }{
-	{ErrNobody, "nobody"}, {ErrClosed, "closed"}, {ErrBusy, "busy"}, {ErrBadMessage, "bad_message"},
-	{ErrTooBig, "too_big"}, {ErrReused, "reused"}, {ErrNoAck, "no_ack"},
+	{ErrNobody, "nobody"},
+	{ErrClosed, "closed"},
+	{ErrBusy, "busy"},
+	{ErrBadMessage, "bad_message"},
+	{ErrTooBig, "too_big"},
+	{ErrReused, "reused"},
+	{ErrNoAck, "no_ack"},
 }
 
 func count[K comparable](s *stats, m *map[K]uint64, key K) {

@@ -24,6 +24,9 @@ type worker struct {
 	events [128]netpoll.Event
 
 	scratch    []byte // payload of a reply
+	id         []byte
+	topics     []string // that a handshake asks for
+	upgraded   memory
 	positions  []wire.Position
 	unfinished []*walk
 	one        [1]walkEntry

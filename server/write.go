@@ -2,6 +2,7 @@ package server
 
 import (
 	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
 )
@@ -176,7 +177,10 @@ func (w *worker) shut(c *conn, code wire.CloseCode, reason string) {
 func (w *worker) close(c *conn, code wire.CloseCode, reason string) {
 	c.state, c.stamp = stateClosing, w.now
 	if e := c.ext; e != nil {
-		e.in, e.rest, e.call = half{}, nil, nil
+		if c.flags&flagGarbled != 0 {
+			e.in = half{}
+		}
+		e.rest, e.call = nil, nil
 		c.flags &^= flagHook
 		if code != wire.CloseShutdown && code != wire.CloseNormal && code != wire.CloseForceDisconnect {
 			w.dropQueued(c)
@@ -206,8 +210,13 @@ func (w *worker) dropQueued(c *conn) {
 	}
 }
 
-// finish sends the end of file behind the last byte.
+// finish sends the end of file behind the last byte, so that the peer can read
+// all of it, or ends c if the peer has answered our Close already.
 func (w *worker) finish(c *conn) {
+	if c.flags&flagPeerDone != 0 {
+		w.detach(c)
+		return
+	}
 	if c.flags&flagFinished == 0 {
 		c.flags |= flagFinished
 		w.srv.kernel.CloseWrite(int(c.fd))
