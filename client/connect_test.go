@@ -1,0 +1,241 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+func TestRefusedUpgrade(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		s.refuse.set("HTTP/1.1 401 Unauthorized\r\nContent-Length: 11\r\n\r\nwho are you")
+		_, err := Dial(t.Context(), "ws://tocsin.test/ws", Options{NetDial: s.accept})
+		refused, ok := errors.AsType[*HandshakeError](err)
+		if !ok || refused.Status != 401 || refused.Reason != "who are you" {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestHandshakeTimeout(t *testing.T) {
+	for name, answer := range map[string]string{"nothing": "", "no welcome": "HTTP/1.1 101 "} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, s *fake) {
+				began := time.Now()
+				_, err := Dial(t.Context(), "ws://tocsin.test/ws", Options{
+					HandshakeTimeout: 3 * time.Second,
+					NetDial: func(context.Context, string, string) (net.Conn, error) {
+						near, far := net.Pipe()
+						go func() {
+							_, _ = io.WriteString(far, answer)
+							_, _ = io.Copy(io.Discard, far)
+						}()
+						return near, nil
+					},
+				})
+				if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 3*time.Second {
+					t.Errorf("%v after %s", err, time.Since(began))
+				}
+			})
+		})
+	}
+}
+
+func TestFirstFrameMustBeTheWelcome(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		s.welcome.set(`{"hello":"I am something else"}`)
+		_, err := Dial(t.Context(), "ws://tocsin.test/ws", Options{NetDial: s.accept})
+		if err == nil || !strings.Contains(err.Error(), "no welcome") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// What was lost is asked for again, after the last message that was given out.
+func TestResume(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		s.welcome.set(`{"welcome":{"conn":"c1","ping":0,"topics":{"h":{"seq":5,"epoch":"x"}}}}`)
+		c, p := s.dial("?user=ann&topics=h", Options{})
+		for topic, ok := range map[string]string{"a": `"seq":3,"epoch":"x"`, "gone": `"seq":0,"epoch":"x"`} {
+			go func() { p.send(`{"id":%d,"ok":{%s}}`, p.wantCommand("subscribe", `{"topic":"`+topic+`"}`), ok) }()
+			if _, err := c.Subscribe(t.Context(), topic, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		go func() { p.send(`{"id":%d,"ok":{}}`, p.wantCommand("unsubscribe", `{"topic":"gone"}`)) }()
+		if err := c.Unsubscribe(t.Context(), "gone"); err != nil {
+			t.Fatal(err)
+		}
+		p.send(`{"topic":"a","seq":4,"data":0}`)
+		p.send(`{"gap":{"topic":"h","epoch":"y","from":6,"to":7,"reason":"epoch"}}`)
+		s.nextEvent()
+		s.nextEvent()
+
+		s.welcome.set(welcome)
+		p.drop()
+		p, took := s.wantDial()
+		if took > 500*time.Millisecond {
+			t.Errorf("came back after %s, the first ceiling is 0.5 s", took)
+		}
+		if p.query != "/ws?user=ann" {
+			t.Errorf("came back to %s, want topics by command", p.query)
+		}
+		a := p.wantCommand("subscribe", `{"topic":"a","after":4,"epoch":"x"}`)
+		h := p.wantCommand("subscribe", `{"topic":"h","after":7,"epoch":"y"}`)
+		p.send(`{"id":%d,"ok":{"topic":"a","seq":6,"epoch":"x","recovered":true}}`, a)
+		p.send(`{"id":%d,"error":{"code":"forbidden","message":"no more"}}`, h)
+		for _, seq := range []int{4, 5, 6, 6, 7} {
+			p.send(`{"topic":"a","seq":%d,"data":0}`, seq)
+		}
+		if e := s.nextEvent(); e.Cancel == nil || e.Cancel.Topic != "h" || e.Cancel.Reason != "forbidden: no more" {
+			t.Errorf("got %+v, want a cancel of h", e)
+		}
+		for _, want := range []uint64{5, 6, 7} {
+			if e := s.nextEvent(); e.Message == nil || e.Message.Seq != want {
+				t.Fatalf("got %+v, want seq %d", e.Message, want)
+			}
+		}
+		s.wantNoEvent()
+
+		p.drop()
+		p, _ = s.wantDial()
+		p.wantCommand("subscribe", `{"topic":"a","after":7,"epoch":"x"}`)
+	})
+}
+
+// A topic that begins a new numbering is followed from its new position.
+func TestResumeNotRecovered(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		c, p := s.dial("", Options{})
+		go func() { p.send(`{"id":%d,"ok":{"seq":30,"epoch":"x"}}`, p.wantCommand("subscribe", `{"topic":"a"}`)) }()
+		if _, err := c.Subscribe(t.Context(), "a", nil); err != nil {
+			t.Fatal(err)
+		}
+		p.drop()
+		p, _ = s.wantDial()
+		id := p.wantCommand("subscribe", `{"topic":"a","after":30,"epoch":"x"}`)
+		p.send(`{"id":%d,"ok":{"topic":"a","seq":2,"epoch":"y","recovered":false}}`, id)
+		p.send(`{"gap":{"topic":"a","epoch":"y","from":1,"to":2,"reason":"epoch"}}`)
+		p.send(`{"topic":"a","seq":3,"data":0}`)
+		if e := s.nextEvent(); e.Gap == nil {
+			t.Errorf("got %+v, want a gap", e)
+		}
+		if e := s.nextEvent(); e.Message == nil || e.Message.Seq != 3 {
+			t.Errorf("got %+v, want seq 3", e)
+		}
+	})
+}
+
+func TestGoodbyeIsHonoured(t *testing.T) {
+	for name, end := range map[string]func(*peer){
+		"with a Close frame": func(p *peer) { p.raw(wire.AppendClose(nil, wire.CloseShutdown, "shutdown")) },
+		"without":            func(p *peer) { p.drop() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, s *fake) {
+				_, p := s.dial("", Options{})
+				p.send(`{"goodbye":{"code":3001,"reason":"shutdown","retry_after_ms":8125}}`)
+				end(p)
+				if _, took := s.wantDial(); took != 8125*time.Millisecond {
+					t.Errorf("came back after %s, told 8.125 s", took)
+				}
+			})
+		})
+	}
+}
+
+func TestCloseCodesSayWhetherToComeBack(t *testing.T) {
+	for _, code := range []wire.CloseCode{1000, 1001, 1002, 1008, 1011, 1012, 1013, 3000, 3001, 3012, 3499, 3500, 3503, 3999, 4000} {
+		t.Run(code.String(), func(t *testing.T) {
+			run(t, func(t *testing.T, s *fake) {
+				c, p := s.dial("", Options{})
+				p.raw(wire.AppendClose(nil, code, "because"))
+				p.wantClose(code)
+				if code.ComeBack() {
+					s.wantDial()
+					return
+				}
+				<-c.Done()
+				if err, ok := errors.AsType[*CloseError](c.Err()); !ok || err.Code != code || err.Reason != "because" {
+					t.Errorf("ended with %v", c.Err())
+				}
+				if s.dials.Load() != 1 {
+					t.Errorf("dialed %d times", s.dials.Load())
+				}
+			})
+		})
+	}
+}
+
+func TestNoReconnect(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		c, p := s.dial("", Options{NoReconnect: true})
+		p.raw(wire.AppendClose(nil, wire.CloseShutdown, ""))
+		<-c.Done()
+		if err, ok := errors.AsType[*CloseError](c.Err()); !ok || err.Code != wire.CloseShutdown {
+			t.Errorf("ended with %v", c.Err())
+		}
+	})
+}
+
+func TestBackoff(t *testing.T) {
+	c := &Client{opt: Options{}.withDefaults()}
+	for attempt, want := range []time.Duration{500, 1000, 2000, 4000, 8000, 16000, 30000, 30000} {
+		if got := c.ceiling(attempt); got != want*time.Millisecond {
+			t.Errorf("ceiling of attempt %d is %s, want %d ms", attempt, got, want)
+		}
+	}
+	if c.ceiling(1e6) != 30*time.Second {
+		t.Error("the ceiling does not hold")
+	}
+	for _, attempt := range []int{0, 3, 9} {
+		low, high := time.Hour, time.Duration(0)
+		for range 1000 {
+			d := c.delay(nil, attempt)
+			low, high = min(low, d), max(high, d)
+		}
+		if top := c.ceiling(attempt); low > top/10 || high < top*9/10 || high >= top {
+			t.Errorf("attempt %d waits %s to %s, want all of 0 to %s", attempt, low, high, top)
+		}
+	}
+}
+
+// Attempts that fail are spread ever wider; a refusal is judged by its status.
+func TestAttempts(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		c, p := s.dial("", Options{})
+		s.refuse.set("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n")
+		p.drop()
+		time.Sleep(7*30*time.Second + time.Second) // the bubble's time
+		synctest.Wait()
+		// The first attempt comes within half a second, the others 7 s apart.
+		if n := s.dials.Load(); n != 1+31 {
+			t.Errorf("%d dials in 211 s with Retry-After: 7, want 32", n)
+		}
+		s.refuse.set("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+		<-c.Done()
+		if refused, ok := errors.AsType[*HandshakeError](c.Err()); !ok || refused.Status != 401 {
+			t.Errorf("ended with %v", c.Err())
+		}
+	})
+}
+
+// A server that vanished without a word is missed by its pings.
+func TestSilence(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		_, p := s.dial("", Options{})
+		began := time.Now()
+		<-p.in // closed
+		if got, want := time.Since(began), 25*time.Second+pongSlack; got != want {
+			t.Errorf("gave up after %s, want %s", got, want)
+		}
+		s.wantDial()
+	})
+}
