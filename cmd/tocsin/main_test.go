@@ -1,0 +1,467 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/gobwas/ws"
+	"github.com/gobwas/ws/wsutil"
+
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// TestMain lets the test binary be the tocsin binary too.
+func TestMain(m *testing.M) {
+	if os.Getenv("BE_TOCSIN") != "" {
+		main()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func command(args ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), "BE_TOCSIN=1")
+	return cmd
+}
+
+// result is how a command ended.
+type result struct {
+	status   int
+	out, err string
+}
+
+func tocsin(t *testing.T, stdin string, args ...string) result {
+	t.Helper()
+	cmd := command(args...)
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
+}
+
+func TestExitStatus(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, c := range []struct {
+		args   string
+		status int
+		words  string
+	}{
+		{"version", 0, ""},
+		{"", 0, ""},
+		{"serve --help", 0, ""},
+		{"token --user 42 --ttl 1h --api-key K", 0, ""},
+		{"serve", 2, "api-key"},
+		{"serve --api-key=", 2, "api-key"},
+		{"serve --api-key=a\tb", 2, "api-key must be"},
+		{"serve --dev --nothing", 2, "--nothing"},
+		{"serve --dev --max-topics=0", 2, "max-topics"},
+		{"serve --dev --max-topics", 2, "max-topics"},
+		{"serve --dev --config /no/such/file", 2, "/no/such/file"},
+		{"serve --dev --max-connections=1000000000 --listen 127.0.0.1:0 --api-listen 127.0.0.1:0", 2, "1000000000"},
+		{"serve --dev --listen " + taken.Addr().String() + " --api-listen 127.0.0.1:0", 1, "address already in use"},
+		{"serve --dev --listen 127.0.0.1:0 --api-listen " + taken.Addr().String(), 1, "address already in use"},
+		{"nothing", 2, "nothing"},
+		{"publish news", 2, "<data>"},
+		{"publish news unquoted", 2, "not JSON"},
+		{"publish news 1 --wait=ack", 2, "wait"},
+		{"push 1", 2, "--user"},
+		{"push 1 --user a --conn b", 2, "--user and --conn"},
+		{"broadcast 1 --rate -1", 2, "rate"},
+		{"publish news 1 --api ftp://x", 2, "api is"},
+		{"publish news 1 --api http://127.0.0.1:1", 1, "--api"},
+		{"token --user 42", 2, "api-key"},
+		{"token --user", 2, "user"},
+		{"token --user a\tb --api-key K", 2, "user"},
+	} {
+		var args []string
+		if c.args != "" {
+			args = strings.Split(c.args, " ")
+		}
+		got := tocsin(t, "", args...)
+		if got.status != c.status {
+			t.Errorf("%s: status %d, want %d: %s", c.args, got.status, c.status, got.err)
+		}
+		if c.status == 0 {
+			if got.out == "" || got.err != "" {
+				t.Errorf("%s: printed %q and %q", c.args, got.out, got.err)
+			}
+			continue
+		}
+		lines := strings.Split(strings.TrimSpace(got.err), "\n")
+		last := lines[len(lines)-1]
+		if !strings.HasPrefix(last, "tocsin: ") || !strings.Contains(last, c.words) || got.out != "" || len(lines) != 1 {
+			t.Errorf("%s: printed %q and %q", c.args, got.out, got.err)
+		}
+	}
+}
+
+// fakeAPI answers each request as it is told, and passes on what it got.
+type fakeAPI struct {
+	status  int
+	answer  string
+	request chan heard
+}
+
+type heard struct{ path, body, key string }
+
+func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body) // a body that ends early is not what is wanted
+	f.request <- heard{r.URL.Path, string(body), r.Header.Get("X-API-Key")}
+	w.WriteHeader(f.status)
+	_, _ = io.WriteString(w, f.answer)
+}
+
+func newFakeAPI(t *testing.T, status int, answer string) (*fakeAPI, string) {
+	f := &fakeAPI{status, answer, make(chan heard, 1)}
+	srv := httptest.NewServer(f)
+	t.Cleanup(srv.Close)
+	return f, srv.URL
+}
+
+// TestSending checks what the commands make of a message.
+func TestSending(t *testing.T) {
+	api, url := newFakeAPI(t, http.StatusOK, `{"id":"m1"}`)
+	for _, c := range []struct {
+		args, stdin, path, body string
+	}{
+		{`publish news {"hi":1}`, "", "/api/publish", `{"data":{"hi":1},"topic":"news","urgency":"normal","wait":"sent"}`},
+		{
+			"publish news - --id m --ttl 2m --urgency high --collapse-key c --idempotency-key i --wait none", "[1,\n2]", "/api/publish",
+			`{"collapse_key":"c","data":[1,2],"id":"m","idempotency_key":"i","topic":"news","ttl":120,"urgency":"high","wait":"none"}`,
+		},
+		{"push 1 --user 42", "", "/api/push", `{"data":1,"urgency":"normal","user":"42","wait":"sent"}`},
+		{"push --conn c9 1 --wait ack --timeout 1500ms", "", "/api/push", `{"conn":"c9","data":1,"timeout_ms":1500,"urgency":"normal","wait":"ack"}`},
+		{"broadcast 1 --rate 500", "", "/api/broadcast", `{"data":1,"rate":500,"urgency":"normal","wait":"sent"}`},
+	} {
+		got := tocsin(t, c.stdin, append(strings.Split(c.args, " "), "--api", url+"/", "--api-key", "K")...)
+		if got != (result{0, "{\"id\":\"m1\"}\n", ""}) {
+			t.Fatalf("%s: %+v", c.args, got)
+		}
+		if sent := <-api.request; sent != (heard{c.path, c.body, "K"}) {
+			t.Errorf("%s: %+v", c.args, sent)
+		}
+	}
+}
+
+func TestRefusalsAreShown(t *testing.T) {
+	_, url := newFakeAPI(t, http.StatusNotFound, `{"detail":"Nobody is there."}`)
+	if got := tocsin(t, "", "publish", "news", "1", "--api", url); got != (result{1, "", "tocsin: Nobody is there. (404 Not Found)\n"}) {
+		t.Errorf("%+v", got)
+	}
+	_, url = newFakeAPI(t, http.StatusNotFound, "<html>")
+	if got := tocsin(t, "", "publish", "news", "1", "--api", url); got.status != 1 || !strings.Contains(got.err, "is it a Tocsin server's API?") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// process is a serving tocsin.
+type process struct {
+	cmd     *exec.Cmd
+	log     *bufio.Scanner
+	out     io.Reader
+	ws, api string
+}
+
+// serve starts a server and reads the three lines that it greets with.
+func serve(t *testing.T, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: command(append([]string{"serve", "--listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"}, args...)...)}
+	stderr, err := p.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.out, err = p.cmd.StdoutPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill() // most have ended by themselves
+		_ = p.cmd.Wait()
+	})
+	p.log = bufio.NewScanner(stderr)
+	p.ws = p.nextLine(t)["url"].(string)
+	p.api = strings.TrimSuffix(p.nextLine(t)["url"].(string), "/api/")
+	if line := p.nextLine(t); line["connections"].(float64) < 1 || line["limit"] == "" {
+		t.Fatalf("%v", line)
+	}
+	return p
+}
+
+func (p *process) nextLine(t *testing.T) (line map[string]any) {
+	t.Helper()
+	if !p.log.Scan() {
+		t.Fatal("the log ended early")
+	}
+	if err := json.Unmarshal(p.log.Bytes(), &line); err != nil {
+		t.Fatalf("%s: %v", p.log.Bytes(), err)
+	}
+	if line["level"] != "INFO" {
+		t.Fatalf("%v", line)
+	}
+	return line
+}
+
+// wait returns the exit status and the rest of the log.
+func (p *process) wait(t *testing.T) (status int, log string) {
+	t.Helper()
+	for p.log.Scan() {
+		log += p.log.Text() + "\n"
+	}
+	if err := p.cmd.Wait(); err != nil && p.cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return p.cmd.ProcessState.ExitCode(), log
+}
+
+func (p *process) signal(t *testing.T, sig os.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// connection is a client of a process.
+type connection struct {
+	net.Conn
+	io.ReadWriter
+}
+
+func connect(t *testing.T, url string) connection {
+	t.Helper()
+	conn, br, _, err := ws.Dial(context.Background(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	rw := struct {
+		io.Reader
+		io.Writer
+	}{conn, conn}
+	if br != nil {
+		rw.Reader = br
+	}
+	return connection{conn, rw}
+}
+
+func (c connection) next(t *testing.T) wire.Event {
+	t.Helper()
+	text, err := wsutil.ReadServerText(c.ReadWriter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	event, err := wire.ParseEvent(text)
+	if err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return event
+}
+
+func getStatus(t *testing.T, url string) int {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+// TestDevelopment is the path that the README begins with.
+func TestDevelopment(t *testing.T) {
+	p := serve(t, "--dev")
+	if got := getStatus(t, p.api+"/"); got != http.StatusOK {
+		t.Errorf("demo page: status %d", got)
+	}
+	c := connect(t, p.ws+"?user=42&topics=news")
+	if w := c.next(t).Welcome; w == nil || w.User != "42" || len(w.Topics) != 1 {
+		t.Fatalf("welcomed with %+v", w)
+	}
+	got := tocsin(t, "", "publish", "news", `{"hi":1}`, "--api", p.api)
+	if got.status != 0 || !strings.Contains(got.out, `"subscribers":1`) {
+		t.Fatalf("%+v", got)
+	}
+	if m := c.next(t).Message; m == nil || m.Topic != "news" || m.Seq != 1 || string(m.Data) != `{"hi":1}` {
+		t.Fatalf("got %+v", m)
+	}
+	if got := tocsin(t, "", "push", "1", "--user", "43", "--api", p.api); got.status != 1 || !strings.Contains(got.err, "Nobody") {
+		t.Errorf("%+v", got)
+	}
+	c.Close()
+	p.signal(t, syscall.SIGTERM)
+	if status, log := p.wait(t); status != 0 {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+}
+
+// TestTokensLetIn: with a key, clients need a token and backends the key, and
+// neither is ever logged.
+func TestTokensLetIn(t *testing.T) {
+	const key = "0123456789abcdef0123456789abcdef"
+	p := serve(t, "--api-key", key, "--log-level=debug")
+	for path, want := range map[string]int{"/": 404, "/api/stats": 401, "/healthz": 200, "/readyz": 200, "/metrics": 200} {
+		if got := getStatus(t, p.api+path); got != want {
+			t.Errorf("%s: status %d, want %d", path, got, want)
+		}
+	}
+	for _, query := range []string{"", "?user=42", "?token=SECRETxyz"} {
+		_, _, _, err := ws.Dial(context.Background(), p.ws+query)
+		if err == nil || !strings.Contains(err.Error(), "401") {
+			t.Errorf("%s: %v", query, err)
+		}
+	}
+	token := strings.TrimSpace(tocsin(t, "", "token", "--user", "42", "--api-key", key).out)
+	c := connect(t, p.ws+"?token="+token)
+	if w := c.next(t).Welcome; w == nil || w.User != "42" {
+		t.Fatalf("welcomed with %+v", w)
+	}
+	if got := tocsin(t, "", "push", "1", "--user", "42", "--api", p.api); got.status != 1 || !strings.Contains(got.err, "401") {
+		t.Errorf("without a key: %+v", got)
+	}
+	if got := tocsin(t, "", "push", "1", "--user", "42", "--api", p.api, "--api-key", key); got.status != 0 {
+		t.Errorf("%+v", got)
+	}
+	if m := c.next(t).Message; m == nil || m.Topic != wire.UserTopic || string(m.Data) != "1" {
+		t.Errorf("got %+v", m)
+	}
+	c.Close()
+	p.signal(t, syscall.SIGINT)
+	status, log := p.wait(t)
+	if status != 0 {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+	for _, secret := range []string{key, token, "SECRETxyz"} {
+		if strings.Contains(log, secret) {
+			t.Errorf("the log has %s:\n%s", secret, log)
+		}
+	}
+}
+
+// TestDrain: clients are told goodbye and the process ends with 0.
+func TestDrain(t *testing.T) {
+	p := serve(t, "--dev", "--drain=100ms")
+	c := connect(t, p.ws)
+	if e := c.next(t); e.Welcome == nil {
+		t.Fatalf("got %+v", e)
+	}
+	p.signal(t, syscall.SIGTERM)
+	if g := c.next(t).Goodbye; g == nil || g.Code != wire.CloseShutdown {
+		t.Errorf("got %+v", g)
+	}
+	_, err := wsutil.ReadServerText(c.ReadWriter)
+	if closed, ok := errors.AsType[wsutil.ClosedError](err); !ok || closed.Code != ws.StatusCode(wire.CloseShutdown) {
+		t.Errorf("closed with %v", err)
+	}
+	if status, log := p.wait(t); status != 0 || !strings.Contains(log, "stopped") {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+}
+
+// TestFaultD2SecondSignal is row D2; while the first waits, /readyz says so and
+// clients are still served.
+func TestFaultD2SecondSignal(t *testing.T) {
+	p := serve(t, "--dev", "--drain-delay=1h")
+	connect(t, p.ws)
+	p.signal(t, syscall.SIGTERM)
+	if line := p.nextLine(t); line["signal"] != "terminated" {
+		t.Errorf("%v", line)
+	}
+	for getStatus(t, p.api+"/readyz") != http.StatusServiceUnavailable { // it follows the line at once
+	}
+	if got := getStatus(t, p.api+"/healthz"); got != http.StatusOK {
+		t.Errorf("healthz: status %d", got)
+	}
+	if e := connect(t, p.ws).next(t); e.Welcome == nil {
+		t.Errorf("got %+v", e)
+	}
+	p.signal(t, syscall.SIGINT)
+	if status, log := p.wait(t); status != 1 || !strings.Contains(log, "second signal") {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+}
+
+// TestStandardOutput: in development it says what to open and what to try.
+func TestStandardOutput(t *testing.T) {
+	p := serve(t, "--dev")
+	p.signal(t, syscall.SIGTERM)
+	out, err := io.ReadAll(p.out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Open " + p.api + "/ in a browser", "curl -H 'Content-Type: application/json'", p.api + "/api/publish"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("printed %s\nwithout %s", out, want)
+		}
+	}
+	if status, log := p.wait(t); status != 0 {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+}
+
+// TestFaultR1DescriptorLimit is row R1 from outside: the soft limit is raised to the
+// hard one, and a max-connections beyond that is refused with all numbers.
+func TestFaultR1DescriptorLimit(t *testing.T) {
+	script := `ulimit -Sn 100; ulimit -Hn 400; exec "$0" "$@"`
+	limited := func(args ...string) *exec.Cmd {
+		cmd := exec.Command("sh", append([]string{"-c", script, os.Args[0], "serve", "--dev", "--listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"}, args...)...)
+		cmd.Env = append(os.Environ(), "BE_TOCSIN=1")
+		return cmd
+	}
+	var errs bytes.Buffer
+	cmd := limited("--max-connections=1000")
+	cmd.Stderr = &errs
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	if got := cmd.ProcessState.ExitCode(); got != 2 {
+		t.Errorf("status %d", got)
+	}
+	for _, word := range []string{"1000", "400"} {
+		if !strings.Contains(errs.String(), word) {
+			t.Errorf("%q does not say %s", errs.String(), word)
+		}
+	}
+	if lines := strings.Count(errs.String(), "\n"); lines != 1 {
+		t.Errorf("%d lines: %s", lines, &errs)
+	}
+	p := &process{cmd: limited()}
+	stderr, err := p.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.log = bufio.NewScanner(stderr)
+	p.nextLine(t)
+	p.nextLine(t)
+	line := p.nextLine(t)
+	if n := line["connections"].(float64); n <= 100 || n >= 400 || !strings.Contains(fmt.Sprint(line["limit"]), "400 descriptors") {
+		t.Errorf("%v", line)
+	}
+	p.signal(t, syscall.SIGTERM)
+	if status, log := p.wait(t); status != 0 {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+}
