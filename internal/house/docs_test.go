@@ -1,0 +1,110 @@
+package house
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// constants returns the values of a type's constants in a file, as they stand.
+func constants(t *testing.T, file, typeName string) (values []string) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, file), nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(f, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok || len(spec.Values) != 1 {
+			return true
+		}
+		if of, ok := spec.Type.(*ast.Ident); ok && of.Name == typeName {
+			values = append(values, spec.Values[0].(*ast.BasicLit).Value)
+		}
+		return true
+	})
+	if len(values) == 0 {
+		t.Fatalf("%s has no constants of type %s", file, typeName)
+	}
+	return values
+}
+
+// section returns what stands below a heading of docs/protocol.md.
+func section(t *testing.T, heading string) string {
+	t.Helper()
+	doc, err := os.ReadFile(filepath.Join(root, "docs/protocol.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, ok := strings.Cut(string(doc), "\n## "+heading+"\n")
+	if !ok {
+		t.Fatalf("docs/protocol.md has no section %q", heading)
+	}
+	text, _, _ := strings.Cut(after, "\n## ")
+	return text
+}
+
+// rows returns the table rows whose first cell matches.
+func rows(text, first string) [][]string {
+	var out [][]string
+	for _, m := range regexp.MustCompile(`(?m)^\| *(`+first+`) *\|(.*)\|$`).FindAllStringSubmatch(text, -1) {
+		cells := []string{strings.Trim(m[1], "`")}
+		for cell := range strings.SplitSeq(m[2], "|") {
+			cells = append(cells, strings.TrimSpace(cell))
+		}
+		out = append(out, cells)
+	}
+	return out
+}
+
+func TestCloseCodesAreDocumented(t *testing.T) {
+	table := make(map[string][]string)
+	for _, row := range rows(section(t, "Close codes"), `\d{4}`) {
+		table[row[0]] = row
+	}
+	want := constants(t, "wire/close.go", "CloseCode")
+	for _, value := range want {
+		row := table[value]
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, then := wire.CloseCode(n), "stay away"
+		if code.ComeBack() {
+			then = "come back"
+		}
+		switch {
+		case row == nil:
+			t.Errorf("%s %s is not in docs/protocol.md", value, code)
+		case row[1] != code.String() || row[2] != then:
+			t.Errorf("docs/protocol.md has %s as %q, %q; the code says %q, %q", value, row[1], row[2], code, then)
+		}
+	}
+	if len(table) != len(want) {
+		t.Errorf("docs/protocol.md has %d close codes, wire/close.go %d", len(table), len(want))
+	}
+}
+
+func TestErrorCodesAreDocumented(t *testing.T) {
+	table := make(map[string]bool)
+	for _, row := range rows(section(t, "Commands"), "`[a-z_]+`") {
+		table[row[0]] = true
+	}
+	want := constants(t, "wire/wire.go", "ErrorCode")
+	for _, value := range want {
+		if code := strings.Trim(value, `"`); !table[code] {
+			t.Errorf("error code %s is not in docs/protocol.md", code)
+		}
+	}
+	if len(table) != len(want) {
+		t.Errorf("docs/protocol.md has %d error codes, wire/wire.go %d", len(table), len(want))
+	}
+}
