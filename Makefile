@@ -1,0 +1,104 @@
+# `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+FUZZTIME ?= 10s
+BENCHTIME ?= 1s
+GOLANGCI_VERSION := 2.12.1
+GOLANGCI := bin/golangci-lint
+RESULTS := bin/ci.log
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: ## build and run a server for this machine alone, with defaults
+	@go build -o bin/ ./cmd/tocsin
+	exec bin/tocsin serve --dev
+
+.PHONY: build
+build: ## build everything; the programs go to bin/
+	@mkdir -p bin
+	go build -o bin/ ./...
+
+.PHONY: test
+test: ## run the tests with the race detector, in random order
+	@command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: install gcc and libc6-dev"; exit 1; }
+	go test -race -shuffle=on ./...
+
+.PHONY: lint
+lint: $(GOLANGCI) ## run golangci-lint, and vet the stubs of other systems
+	@$(GOLANGCI) run --allow-parallel-runners
+	$(MAKE) vet-darwin
+
+.PHONY: vet-darwin
+vet-darwin: # other systems get stubs; this keeps them honest
+	@GOOS=darwin go vet ./...
+
+.PHONY: fmt
+fmt: $(GOLANGCI) ## format the code
+	@$(GOLANGCI) fmt
+
+.PHONY: fmt-check
+fmt-check: $(GOLANGCI) # fails if make fmt would change something
+	@$(GOLANGCI) fmt --diff
+
+# A linter of the right version that is installed elsewhere is used as it is.
+.PHONY: $(GOLANGCI)
+$(GOLANGCI):
+	@for have in $@ "$$(command -v golangci-lint || true)" "$$(go env GOPATH)/bin/golangci-lint"; do
+		if [ -x "$$have" ] && [ "$$("$$have" version --short)" = "$(GOLANGCI_VERSION)" ]; then
+			[ "$$have" = $@ ] || { mkdir -p bin && ln -sf "$$have" $@; }
+			exit 0
+		fi
+	done
+	echo "installing golangci-lint $(GOLANGCI_VERSION) into bin/, this takes a minute or two"
+	GOBIN="$(CURDIR)/bin" go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v$(GOLANGCI_VERSION)
+
+.PHONY: e2e
+e2e: e2e/node_modules/.package-lock.json ## test the binary with clients nobody here wrote: Chromium, ws, websockets
+	@go test -race -tags e2e -count=1 ./e2e
+
+e2e/node_modules/.package-lock.json: e2e/package.json e2e/package-lock.json
+	@command -v npm >/dev/null || { echo "make e2e needs npm: .ci/run installs it"; exit 1; }
+	npm ci --prefix e2e --no-audit --no-fund
+	touch $@
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (10s)
+	@targets=$$(go test -list '^Fuzz' ./... | awk '/^Fuzz/ { f[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2, f[i]; n = 0 }')
+	[ -n "$$targets" ] || { echo "no fuzz target found"; exit 1; }
+	while read -r pkg target; do
+		echo "$$target in $$pkg for $(FUZZTIME)"
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null
+	done <<< "$$targets"
+
+.PHONY: bench
+bench: ## run every benchmark, one package at a time
+	@go test -p 1 -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
+
+.PHONY: bench-smoke
+bench-smoke: ## run every benchmark once
+	@$(MAKE) bench BENCHTIME=1x
+
+.PHONY: faults
+faults: ## run the fault tests at full size
+	@TOCSIN_FULL=1 go test -p 1 -count=1 -timeout 60m -run Fault ./...
+
+.PHONY: ci
+ci: ## everything that must be green, with go test's result lines last
+	@mkdir -p bin && : > $(RESULTS)
+	failed=
+	for step in fmt-check lint build test e2e "fuzz FUZZTIME=5s" bench-smoke; do
+		began=$$SECONDS
+		echo "=== make $$step"
+		$(MAKE) $$step 2>&1 | tee -a $(RESULTS) || failed="$$failed, $$step"
+		echo "=== make $$step: $$((SECONDS - began)) s"
+	done
+	if [ -z "$$failed" ]; then echo "=== all steps passed"; else echo "=== failed: $${failed#, }"; fi
+	grep -E '^(ok |FAIL|--- FAIL|panic:)' $(RESULTS) || true
+	[ -z "$$failed" ]
