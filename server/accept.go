@@ -53,7 +53,7 @@ func (srv *Server) Serve(ln net.Listener) error {
 		netpoll.Close(l.reserve)
 		return fmt.Errorf("serve %s: %w", ln.Addr(), ErrClosed)
 	}
-	err = srv.acceptor.Add(fd, l.accept)
+	err = srv.poller.Add(fd, l.accept)
 	if err == nil {
 		srv.listeners = append(srv.listeners, l)
 	}
@@ -83,7 +83,7 @@ func (l *listener) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
-	_ = l.srv.acceptor.Del(l.fd) // it is watched until here
+	_ = l.srv.poller.Del(l.fd) // it is watched until here
 	netpoll.Close(l.fd)
 	netpoll.Close(l.reserve)
 	close(l.ended)
@@ -125,7 +125,7 @@ func (l *listener) accept() {
 }
 
 func (l *listener) rearm() {
-	if err := l.srv.acceptor.Rearm(l.fd); err != nil && !l.srv.closed.Load() {
+	if err := l.srv.poller.Rearm(l.fd); err != nil && !l.srv.closed.Load() {
 		l.srv.cfg.Logger.Error("cannot watch the listener any more", "error", err)
 	}
 }
@@ -179,7 +179,7 @@ func (srv *Server) admit(fds []int) {
 			s.inbox.accepted = append(s.inbox.accepted, int32(fd))
 		}
 		s.inbox.mu.Unlock()
-		s.wakeHere(srv.accepting)
+		s.wakeHere(srv.inline)
 		fds = fds[n:]
 	}
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/gobwas/ws"
 
-	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -87,10 +86,8 @@ func (srv *Server) stop(ctx context.Context) {
 	if err := srv.hub.bus.Close(); err != nil {
 		srv.cfg.Logger.Warn("close bus", "error", err)
 	}
-	for _, p := range []*netpoll.Poller{srv.poller, srv.acceptor} {
-		if err := p.Close(); err != nil {
-			srv.cfg.Logger.Warn("close poller", "error", err)
-		}
+	if err := srv.poller.Close(); err != nil {
+		srv.cfg.Logger.Warn("close poller", "error", err)
 	}
 	if err := srv.turns.Release(context.Background()); err != nil {
 		srv.cfg.Logger.Warn("release workers", "error", err)

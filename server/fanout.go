@@ -11,7 +11,7 @@ import (
 // random order). It goes in slices, so that reads, pings and other topics keep
 // their place. Owned by the shard's turn.
 type walk struct {
-	set   *fdset
+	set   *members
 	owner **walk // set to nil at the end; nil for a walk of its own
 	queue []walkEntry
 
@@ -39,7 +39,7 @@ const (
 )
 
 // startWalk appends e to the walk at owner, which is begun if there is none.
-func (w *worker) startWalk(owner **walk, set *fdset, e walkEntry) {
+func (w *worker) startWalk(owner **walk, set *members, e walkEntry) {
 	wk := *owner
 	if wk == nil {
 		wk = w.shard.newWalk()
@@ -291,11 +291,7 @@ func (w *worker) enqueue(c *conn, m *message, off int) DeviceStatus {
 		w.cut(c, cutOutbox)
 		return w.dropped(m, dropOverflow)
 	}
-	o.push(pendingOut{b: b, m: m, queued: w.now})
-	if off > 0 {
-		o.off = off
-		o.bytes -= off
-	}
+	o.push(pendingOut{b: b, m: m, queued: w.now}, off)
 	m.queued.Add(1)
 	w.shard.count.deliveries.Add(1)
 	w.budget(len(b) - off)

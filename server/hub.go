@@ -66,7 +66,7 @@ type subset struct {
 	next  *subset // the topic's next shard; guarded by the topic's stripe
 
 	// Owned by the shard's turn.
-	set  fdset
+	set  members
 	walk *walk // messages on their way to set; nil if there are none
 }
 

@@ -23,7 +23,7 @@ type named interface {
 type stripe[E named] struct {
 	mu   sync.Mutex
 	seed maphash.Seed
-	tab  []E // open addressing, linear probing; the length is a power of two
+	tab  []E // open addressing, linear probing, at most three quarters full
 	n    int
 }
 
@@ -51,8 +51,26 @@ func (x *index[E]) len() (n int) {
 	return n
 }
 
+// home is where an entry stands if nothing is in its way. The low half of the
+// hash, as a fraction, is multiplied by the length, which so can be any number.
 func (s *stripe[E]) home(name string) int {
-	return int(maphash.String(s.seed, name)) & (len(s.tab) - 1)
+	return int(uint64(uint32(maphash.String(s.seed, name))) * uint64(len(s.tab)) >> 32)
+}
+
+// after is the place behind i, in a circle.
+func (s *stripe[E]) after(i int) int {
+	if i++; i < len(s.tab) {
+		return i
+	}
+	return 0
+}
+
+// from is how far i is behind start, in a circle.
+func (s *stripe[E]) from(start, i int) int {
+	if i >= start {
+		return i - start
+	}
+	return i - start + len(s.tab)
 }
 
 // find returns the place of the entry with that name, or nil.
@@ -61,7 +79,7 @@ func (s *stripe[E]) find(name string) *E {
 		return nil
 	}
 	var none E
-	for i := s.home(name); s.tab[i] != none; i = (i + 1) & (len(s.tab) - 1) {
+	for i := s.home(name); s.tab[i] != none; i = s.after(i) {
 		if s.tab[i].indexName() == name {
 			return &s.tab[i]
 		}
@@ -73,7 +91,7 @@ func (s *stripe[E]) find(name string) *E {
 func (s *stripe[E]) insert(e E) {
 	if (s.n+1)*4 > len(s.tab)*3 {
 		old := s.tab
-		s.tab = make([]E, max(4, 2*len(old)))
+		s.tab = make([]E, max(4, len(old)+len(old)/2))
 		var none E
 		for _, e := range old {
 			if e != none {
@@ -89,7 +107,7 @@ func (s *stripe[E]) place(e E) {
 	var none E
 	i := s.home(e.indexName())
 	for s.tab[i] != none {
-		i = (i + 1) & (len(s.tab) - 1)
+		i = s.after(i)
 	}
 	s.tab[i] = e
 }
@@ -101,14 +119,13 @@ func (s *stripe[E]) remove(name string) {
 		return
 	}
 	var none E
-	mask := len(s.tab) - 1
 	hole := s.home(name)
 	for &s.tab[hole] != at {
-		hole = (hole + 1) & mask
+		hole = s.after(hole)
 	}
-	for i := (hole + 1) & mask; s.tab[i] != none; i = (i + 1) & mask {
+	for i := s.after(hole); s.tab[i] != none; i = s.after(i) {
 		// An entry may move back if the hole is not before its home.
-		if home := s.home(s.tab[i].indexName()); (i-home)&mask >= (i-hole)&mask {
+		if s.from(s.home(s.tab[i].indexName()), i) >= s.from(hole, i) {
 			s.tab[hole] = s.tab[i]
 			hole = i
 		}

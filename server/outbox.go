@@ -56,12 +56,14 @@ type outbox struct {
 
 func (o *outbox) empty() bool { return len(o.q) == 0 && len(o.pong) == 0 }
 
-func (o *outbox) push(e pendingOut) {
+// push puts e behind the others. Its first off bytes have left already, which
+// only the first entry may say.
+func (o *outbox) push(e pendingOut, off int) {
 	if len(o.q) == 0 {
-		o.moved = e.queued
+		o.moved, o.off = e.queued, off
 	}
 	o.q = append(o.q, e)
-	o.bytes += len(e.b)
+	o.bytes += len(e.b) - off
 }
 
 // begun returns how many entries cannot be dropped any more: the first, once a

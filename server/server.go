@@ -18,22 +18,20 @@ import (
 // any goroutine may call its methods.
 type Server struct {
 	// Static after construction.
-	cfg       Config
-	kernel    kernel
-	capacity  int // connections at once
-	shards    []*shard
-	hub       *hub
-	ids       ids
-	idPrefix  string
-	upgrader  ws.Upgrader
-	log       limitedLog
-	turns     *pool.Pool[*shard]    // serves shards
-	workers   []*worker             // of turns, by number
-	hooks     *pool.Pool[*hookCall] // runs user code
-	poller    *netpoll.Poller       // watches the shards' epoll sets
-	acceptor  *netpoll.Poller       // watches listeners
-	inline    *worker               // owned by the poller's goroutine
-	accepting *worker               // owned by the acceptor's goroutine
+	cfg      Config
+	kernel   kernel
+	capacity int // connections at once
+	shards   []*shard
+	hub      *hub
+	ids      ids
+	idPrefix string
+	upgrader ws.Upgrader
+	log      limitedLog
+	turns    *pool.Pool[*shard]    // serves shards
+	workers  []*worker             // of turns, by number
+	hooks    *pool.Pool[*hookCall] // runs user code
+	poller   *netpoll.Poller       // watches the shards' epoll sets and the listeners
+	inline   *worker               // owned by the poller's goroutine
 
 	// What any goroutine counts or sets.
 	conns        atomic.Int64 // descriptors of connections
@@ -148,7 +146,7 @@ func (srv *Server) start() (err error) {
 	for range srv.cfg.Workers {
 		srv.workers = append(srv.workers, newWorker(srv))
 	}
-	srv.inline, srv.accepting = newWorker(srv), newWorker(srv)
+	srv.inline = newWorker(srv)
 	srv.turns, err = pool.New(srv.cfg.Workers, srv.cfg.Shards, func(n int, s *shard) { srv.workers[n].turn(s, false) }, srv.turnPanicked)
 	if err != nil {
 		return err
@@ -158,9 +156,6 @@ func (srv *Server) start() (err error) {
 		return err
 	}
 	if srv.poller, err = netpoll.NewPoller(srv.pollerFailed); err != nil {
-		return err
-	}
-	if srv.acceptor, err = netpoll.NewPoller(srv.pollerFailed); err != nil {
 		return err
 	}
 	for _, s := range srv.shards {
@@ -177,10 +172,8 @@ func (srv *Server) start() (err error) {
 
 // abort ends what start has made before it failed.
 func (srv *Server) abort() {
-	for _, p := range []*netpoll.Poller{srv.poller, srv.acceptor} {
-		if p != nil {
-			p.Close()
-		}
+	if srv.poller != nil {
+		_ = srv.poller.Close()
 	}
 	if srv.turns != nil {
 		_ = srv.turns.Release(context.Background())

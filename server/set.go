@@ -5,6 +5,68 @@ import (
 	"slices"
 )
 
+// members is a set of local indexes as most of them are: one member, or many.
+// The zero value is empty.
+type members struct {
+	more *fdset // nil for at most one member
+	one  uint32 // the member, if there is one and more is nil
+	n    uint32
+}
+
+func (m *members) len() int { return int(m.n) }
+
+func (m *members) has(i int) bool {
+	if m.more != nil {
+		return m.more.has(i)
+	}
+	return m.n == 1 && m.one == uint32(i)
+}
+
+// add puts i in and reports whether it was not there.
+func (m *members) add(i int) bool {
+	switch {
+	case m.n == 0:
+		m.one = uint32(i)
+	case m.more == nil && m.one == uint32(i):
+		return false
+	default:
+		if m.more == nil {
+			m.more = &fdset{}
+			m.more.add(int(m.one))
+		}
+		if !m.more.add(i) {
+			return false
+		}
+	}
+	m.n++
+	return true
+}
+
+// remove takes i out and reports whether it was there.
+func (m *members) remove(i int) bool {
+	if !m.has(i) {
+		return false
+	}
+	if m.n--; m.more != nil {
+		m.more.remove(i)
+		if m.n == 0 {
+			m.more = nil
+		}
+	}
+	return true
+}
+
+// next returns the smallest member that is at least i, or -1.
+func (m *members) next(i int) int {
+	if m.more != nil {
+		return m.more.next(i)
+	}
+	if m.n == 1 && int(m.one) >= i {
+		return int(m.one)
+	}
+	return -1
+}
+
 // fdset is a set of local indexes, walked in ascending order. Small ones are a
 // sorted list; one whose list would be larger than a bitmap becomes a bitmap.
 // The zero value is an empty set.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -25,8 +26,8 @@ type shard struct {
 	woken atomic.Int64 // kernel.Now of the wake-up that the turn answers
 
 	pages         []*page
-	slots         fdset       // slots in use
-	open          fdset       // connections in stateOpen
+	slots         members     // slots in use
+	open          members     // connections in stateOpen
 	walks         []*walk     // fan-outs in progress, round robin
 	everybody     *walk       // the broadcasts among them, without a rate
 	paced         int         // walks with a rate
@@ -51,9 +52,9 @@ const (
 )
 
 const (
-	turnBudget  = 2 * time.Millisecond // then other shards go first
-	sliceBudget = time.Millisecond     // of a fan-out, before reads go first
-	inlineSize  = 32                   // events that the poller serves itself
+	turnBudget   = 2 * time.Millisecond   // then other shards go first
+	sliceBudget  = time.Millisecond       // of a fan-out, before reads go first
+	inlineBudget = 250 * time.Microsecond // then a turn moves from the poller to the pool
 )
 
 func newShard(srv *Server, index int) (*shard, error) {
@@ -139,6 +140,10 @@ func (w *worker) guardedTurn(s *shard) {
 // turn serves s until nothing is left or its time is up; then it gives the
 // shard back, to the poller or to the end of the queue.
 func (w *worker) turn(s *shard, inline bool) {
+	budget := turnBudget
+	if inline {
+		budget = inlineBudget
+	}
 	w.shard = s
 	w.clock()
 	start := w.exact
@@ -147,9 +152,9 @@ func (w *worker) turn(s *shard, inline bool) {
 		s.srv.stats.turn.observe(s.srv.kernel.Now() - start)
 	}()
 	for {
-		more := w.round(inline)
+		more := w.round()
 		w.clock()
-		if more && w.exact-start > turnBudget || more && inline {
+		if more && w.exact-start > budget {
 			s.submit()
 			return
 		}
@@ -165,20 +170,16 @@ func (w *worker) turn(s *shard, inline bool) {
 			return
 		}
 		s.state.Store(shardBusy) // it was shardAgain
-		if inline {
-			s.submit()
-			return
-		}
 	}
 }
 
 // round does a part of each kind of work that there is and reports whether
 // some is left.
-func (w *worker) round(inline bool) (more bool) {
+func (w *worker) round() (more bool) {
 	s := w.shard
 	w.takeInbox()
 	if s.ready.Load() {
-		more = w.serveEvents(inline)
+		more = w.serveEvents()
 	}
 	if len(s.again) > 0 {
 		w.serveAgain()
@@ -201,13 +202,13 @@ func (w *worker) round(inline bool) (more bool) {
 }
 
 // serveEvents serves one batch of ready connections.
-func (w *worker) serveEvents(inline bool) (more bool) {
+func (w *worker) serveEvents() (more bool) {
 	s := w.shard
 	events := w.events[:]
-	if inline {
-		events = events[:inlineSize]
-	}
 	n, errno := s.srv.kernel.Wait(s.set, events)
+	if errno == netpoll.EINTR {
+		return true
+	}
 	if errno != 0 {
 		s.srv.fatal("epoll_wait of a shard failed", errno)
 		return false
@@ -233,7 +234,8 @@ func (w *worker) serveEvents(inline bool) (more bool) {
 
 // serveAgain serves those that had more to read than their budget.
 func (w *worker) serveAgain() {
-	again := w.shard.again
+	slices.Sort(w.shard.again) // an event may have put one there twice
+	again := slices.Compact(w.shard.again)
 	w.shard.again = nil
 	for _, r := range again {
 		if c := w.shard.lookup(r); c != nil {

@@ -67,6 +67,7 @@ func (w *worker) flushReplies(c *conn) {
 // send sends b, whole frames of c's own, behind what waits for it. What the
 // socket does not take is copied to the outbox.
 func (w *worker) send(c *conn, b []byte) {
+	left := 0
 	if c.ext == nil || c.ext.out.empty() {
 		n, errno := w.srv.kernel.Send(int(c.fd), b)
 		if n == len(b) {
@@ -76,15 +77,15 @@ func (w *worker) send(c *conn, b []byte) {
 			w.lost(c)
 			return
 		}
-		b = b[n:]
+		left = n
 	}
 	o := &w.extraOf(c).out
 	if len(o.q) > 0 && o.bytes+len(b) > w.srv.cfg.MaxOutbox && c.state == stateOpen {
 		w.cut(c, cutOutbox)
 		return
 	}
-	o.push(pendingOut{b: append([]byte(nil), b...), queued: w.now})
-	w.budget(len(b))
+	o.push(pendingOut{b: append([]byte(nil), b...), queued: w.now}, left)
+	w.budget(len(b) - left)
 }
 
 // flush sends what waits in c's outbox, as much as the socket takes.
