@@ -71,6 +71,9 @@ func (c *serveCmd) Run(std streams) error {
 	go func() { failed <- fmt.Errorf("serve %s: %w", s.clients.Addr(), s.srv.Serve(s.clients)) }()
 	go func() { failed <- fmt.Errorf("serve %s: %w", s.backends.Addr(), s.api.Serve(s.backends)) }()
 	s.announce(std.out)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go giveBack(ctx)
 	select {
 	case err := <-failed:
 		return err
@@ -80,7 +83,9 @@ func (c *serveCmd) Run(std streams) error {
 }
 
 func listen(key, address string) (net.Listener, error) {
-	ln, err := net.Listen("tcp", address)
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // its sockets cost more and know fewer options
+	ln, err := lc.Listen(context.Background(), "tcp", address)
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
 	}
