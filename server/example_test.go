@@ -23,7 +23,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	go srv.Serve(ln) // clients: ws://…/ws?topics=news
+	go func() { log.Println(srv.Serve(ln)) }() // clients: ws://…/ws?topics=news
 
 	_, err = srv.Publish(context.Background(), "news", server.Message{Data: []byte(`{"hi":1}`)})
 	fmt.Println(err)

@@ -1,0 +1,639 @@
+package server_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/server"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// A sample of RFC 6455 section 1.3.
+const sampleKey = "dGhlIHNhbXBsZSBub25jZQ=="
+
+// upgrade returns a correct request with more header lines.
+func upgrade(header ...string) string {
+	return wstest.Request("tocsin.test", "/ws", sampleKey, header...)
+}
+
+// changed returns a correct request in which old, which has to be there, is
+// replaced.
+func changed(old, by string) string {
+	r := upgrade()
+	if !strings.Contains(r, old) {
+		panic("no " + old + " in the request")
+	}
+	return strings.Replace(r, old, by, 1)
+}
+
+// wantRefused sends request twice, at once and byte by byte, and wants it
+// refused in the same way.
+func wantRefused(t *testing.T, addr, request string, statuses ...int) *http.Response {
+	t.Helper()
+	refused(t, addr, request, len(request), statuses...)
+	return refused(t, addr, request, 1, statuses...)
+}
+
+// refused sends request in pieces of size bytes and wants an answer with one
+// of the statuses, in correct HTTP, and the end of the stream.
+func refused(t *testing.T, addr, request string, size int, statuses ...int) *http.Response {
+	t.Helper()
+	c := wstest.Open(t, addr)
+	defer c.Drop()
+	for piece := range slices.Chunk([]byte(request), size) {
+		if _, err := c.Write(piece); err != nil {
+			break // refused before the end of it
+		}
+	}
+	method, _, _ := strings.Cut(request, " ")
+	res := c.Response(method)
+	body, err := io.ReadAll(res.Body)
+	switch {
+	case err != nil:
+		t.Errorf("%s: the body: %v", res.Status, err)
+	case !slices.Contains(statuses, res.StatusCode):
+		t.Errorf("in pieces of %d: %s %s, want %d", size, res.Status, body, statuses)
+	case !res.Close:
+		t.Errorf("%s without Connection: close", res.Status)
+	case res.StatusCode == http.StatusMethodNotAllowed && res.Header.Get("Allow") != http.MethodGet:
+		t.Errorf("405 says Allow %q, RFC 9110 section 15.5.6", res.Header["Allow"])
+	case method != http.MethodHead && (len(body) == 0 || res.ContentLength != int64(len(body))):
+		t.Errorf("%s with Content-Length %d and body %q, want a sentence", res.Status, res.ContentLength, body)
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		if rest := c.Rest(); len(rest) > 0 {
+			t.Errorf("%s to %s is followed by %q", res.Status, method, rest)
+		}
+	}
+	return res
+}
+
+// FAULTS H6: a request with a body, or that another parser could think has
+// one, is never upgraded.
+func TestHandshakeRefusesBodies(t *testing.T) {
+	addr := echoServer(t)
+	requests := map[string]string{
+		"length and transfer":  upgrade("Content-Length: 5", "Transfer-Encoding: chunked") + "0\r\n\r\n",
+		"transfer and length":  upgrade("Transfer-Encoding: chunked", "Content-Length: 5") + "0\r\n\r\n",
+		"two lengths":          upgrade("Content-Length: 5", "Content-Length: 6") + "hello",
+		"two equal lengths":    upgrade("Content-Length: 5", "Content-Length: 5") + "hello",
+		"two transfers":        upgrade("Transfer-Encoding: identity", "Transfer-Encoding: chunked"),
+		"length with a tab":    upgrade("Content-Length:\t5") + "hello",
+		"length before colon":  upgrade("Content-Length : 5") + "hello",
+		"transfer before":      upgrade("Transfer-Encoding : chunked") + "0\r\n\r\n",
+		"lower-case length":    upgrade("content-length: 5") + "hello",
+		"upper-case transfer":  upgrade("TRANSFER-ENCODING: CHUNKED") + "0\r\n\r\n",
+		"folded transfer":      upgrade("Transfer-Encoding:\r\n chunked") + "0\r\n\r\n",
+		"length behind a fold": upgrade("X-A: b\r\n\tContent-Length: 5") + "hello",
+		"expected body":        upgrade("Expect: 100-continue", "Content-Length: 5"),
+	}
+	for _, v := range []string{"0", "5", "-1", "+5", "0x5", "abc", "", "5, 5", "5 5", "18446744073709551616"} {
+		requests["length "+v] = upgrade("Content-Length: "+v) + "hello"
+	}
+	for _, v := range []string{"chunked", "identity", "gzip, chunked", "chunked, identity", "Chunked", "xchunked", "\"chunked\"", ""} {
+		requests["transfer "+v] = upgrade("Transfer-Encoding: "+v) + "0\r\n\r\n"
+	}
+	for name, request := range requests {
+		t.Run(name, func(t *testing.T) {
+			wantRefused(t, addr, request, http.StatusBadRequest)
+		})
+	}
+	behind := []string{
+		"GET / HTTP/1.1\r\nHost: tocsin.test\r\n\r\n", upgrade(), "POST /api/publish HTTP/1.1\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"\r\n", "0\r\n\r\n", `{"ping":{}}`, "  ", "hello",
+	}
+	for _, b := range behind {
+		t.Run(fmt.Sprintf("pipelined %.12q", b), func(t *testing.T) {
+			refused(t, addr, upgrade()+b, len(upgrade()+b), http.StatusBadRequest)
+			// Too late to refuse: it is no frame, and nothing else reads it.
+			c := wstest.Open(t, addr)
+			c.SendRaw([]byte(upgrade()))
+			c.WantUpgraded(sampleKey)
+			c.WantWelcome()
+			c.SendRaw([]byte(b))
+			c.WantClosed(wire.CloseProtocolError)
+		})
+	}
+	if n := len(requests) + len(behind); n != 40 {
+		t.Fatalf("%d requests, want 40", n)
+	}
+}
+
+// FAULTS H6: frames that a client sends without waiting for the 101 arrive,
+// once, in whatever pieces they come.
+func TestHandshakeKeepsEarlyFrames(t *testing.T) {
+	addr := echoServer(t)
+	for i := range scale(1000) {
+		text := fmt.Sprint("early ", i)
+		stream := upgrade() + string(wstest.Encode(wstest.Text(text), wstest.Ping(text)))
+		cut := len(stream) - i%80 // behind everything, or in the frames, or in the head
+		c := wstest.Open(t, addr)
+		c.SendRaw([]byte(stream[:cut]))
+		if cut < len(stream) {
+			c.SendRaw([]byte(stream[cut:]))
+		}
+		c.WantUpgraded(sampleKey)
+		c.WantWelcome()
+		c.WantText(text)
+		c.WantPong(text)
+		c.WantNothing()
+	}
+}
+
+// TestHandshakeEverySplit cuts a request and a first frame at every byte.
+func TestHandshakeEverySplit(t *testing.T) {
+	addr := echoServer(t)
+	stream := upgrade("Origin: http://tocsin.test") + string(wstest.Encode(wstest.Text("early"), wstest.Close(1000, "")))
+	for cut := range len(stream) {
+		c := wstest.Open(t, addr)
+		c.SendRaw([]byte(stream[:cut]))
+		c.SendRaw([]byte(stream[cut:]))
+		c.WantUpgraded(sampleKey)
+		c.WantWelcome()
+		c.WantText("early")
+		c.WantClosed(wire.CloseNormal)
+		c.Drop()
+	}
+	c := wstest.Open(t, addr)
+	c.SendPieces([]byte(stream), 1)
+	c.WantUpgraded(sampleKey)
+	c.WantWelcome()
+	c.WantText("early")
+	c.WantClosed(wire.CloseNormal)
+}
+
+// FAULTS H7: what RFC 9112 and RFC 6455 section 4.2.1 do not allow, or what
+// two parsers could read differently.
+func TestHandshakeRefusesMalformed(t *testing.T) {
+	const host, line = "Host: tocsin.test\r\n", "GET /ws HTTP/1.1\r\n"
+	addr := echoServer(t)
+	requests := map[string]string{
+		"two hosts":              upgrade("Host: tocsin.test"),
+		"two keys":               upgrade("Sec-WebSocket-Key: " + sampleKey),
+		"two versions":           upgrade("Sec-WebSocket-Version: 13"),
+		"two upgrades":           upgrade("Upgrade: websocket"),
+		"no host":                changed(host, ""),
+		"host with a space":      changed(host, "Host: tocsin test\r\n"),
+		"folded line":            upgrade("X-A: b\r\n c"),
+		"folded by a tab":        upgrade("X-A: b\r\n\tc"),
+		"fold before all":        changed(line, line+" X-A: b\r\n"),
+		"bare LF":                strings.ReplaceAll(upgrade(), "\r\n", "\n"),
+		"bare LF in one line":    upgrade("X-A: b\nX-B: c"),
+		"bare LF at the end":     strings.TrimSuffix(upgrade(), "\r\n\r\n") + "\n\n",
+		"bare CR":                upgrade("X-A: b\rc"),
+		"NUL in a value":         upgrade("X-A: b\x00c"),
+		"NUL in a name":          upgrade("X\x00A: b"),
+		"control in a value":     upgrade("X-A: b\x01c"),
+		"DEL in a value":         upgrade("X-A: b\x7fc"),
+		"space before colon":     changed("Host:", "Host :"),
+		"space in a name":        upgrade("X A: b"),
+		"byte over 127 in name":  upgrade("X-\xe9: b"),
+		"no name":                upgrade(": b"),
+		"no colon":               upgrade("X-A"),
+		"lower-case method":      changed("GET", "get"),
+		"no method":              changed("GET ", ""),
+		"absolute form":          changed("/ws", "http://tocsin.test/ws"),
+		"authority form":         changed("/ws", "tocsin.test:80"),
+		"no slash":               changed("/ws", "ws"),
+		"fragment":               changed("/ws", "/ws#a"),
+		"byte over 127 in path":  changed("/ws", "/ws?\xe9"),
+		"control in the path":    changed("/ws", "/ws?\x01"),
+		"two spaces":             changed("GET ", "GET  "),
+		"tab for a space":        changed("GET ", "GET\t"),
+		"space at the line end":  changed("HTTP/1.1\r\n", "HTTP/1.1 \r\n"),
+		"four words":             changed("/ws", "/ws /ws"),
+		"HTTP/1.999":             changed("HTTP/1.1", "HTTP/1.999"),
+		"HTTP/1.0":               changed("HTTP/1.1", "HTTP/1.0"),
+		"HTTP/2.0":               changed("HTTP/1.1", "HTTP/2.0"),
+		"HTTP/01.1":              changed("HTTP/1.1", "HTTP/01.1"),
+		"lower-case http":        changed("HTTP/1.1", "http/1.1"),
+		"HTTP/0.9":               "GET /ws\r\n\r\n",
+		"another protocol":       changed("HTTP/1.1", "RTSP/1.0"),
+		"POST":                   changed("GET", "POST"),
+		"connection not upgrade": changed("Connection: Upgrade", "Connection: close"),
+	}
+	if len(requests) < 30 {
+		t.Fatalf("%d requests, want 30 or more", len(requests))
+	}
+	for name, request := range requests {
+		t.Run(name, func(t *testing.T) {
+			wantRefused(t, addr, request, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusHTTPVersionNotSupported)
+		})
+	}
+}
+
+// A request that does not ask for a WebSocket is told to.
+func TestHandshakeWantsUpgrade(t *testing.T) {
+	addr := echoServer(t)
+	for name, request := range map[string]string{
+		"browser":          "GET /ws HTTP/1.1\r\nHost: tocsin.test\r\n\r\n",
+		"no connection":    changed("Connection: Upgrade\r\n", ""),
+		"no upgrade":       changed("Upgrade: websocket\r\n", ""),
+		"another protocol": changed("Upgrade: websocket", "Upgrade: h2c"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			res := wantRefused(t, addr, request, http.StatusUpgradeRequired, http.StatusBadRequest)
+			if res.StatusCode == http.StatusUpgradeRequired && !strings.EqualFold(res.Header.Get("Upgrade"), "websocket") {
+				t.Errorf("426 says Upgrade %q, RFC 9110 section 15.5.22", res.Header["Upgrade"])
+			}
+		})
+	}
+	wantRefused(t, addr, "GET /ws HTTP/1.1\r\nHost: tocsin.test\r\n\r\n", http.StatusUpgradeRequired)
+}
+
+// FAULTS H8.
+func TestHandshakeRefusesKeys(t *testing.T) {
+	addr := echoServer(t)
+	const old = "Sec-WebSocket-Key: " + sampleKey
+	for name, by := range map[string]string{
+		"none":             "X-No-Key: x",
+		"empty":            "Sec-WebSocket-Key: ",
+		"23 characters":    "Sec-WebSocket-Key: " + sampleKey[1:],
+		"25 characters":    "Sec-WebSocket-Key: A" + sampleKey,
+		"24 not base64":    "Sec-WebSocket-Key: " + strings.Repeat("!", 22) + "==",
+		"URL alphabet":     "Sec-WebSocket-Key: " + "-_" + sampleKey[2:],
+		"15 bytes":         "Sec-WebSocket-Key: " + base64.StdEncoding.EncodeToString(make([]byte, 15)),
+		"17 bytes":         "Sec-WebSocket-Key: " + base64.StdEncoding.EncodeToString(make([]byte, 17)),
+		"18 bytes":         "Sec-WebSocket-Key: " + base64.StdEncoding.EncodeToString(make([]byte, 18)),
+		"padding in front": "Sec-WebSocket-Key: ==" + sampleKey[:22],
+		"space inside":     "Sec-WebSocket-Key: " + sampleKey[:11] + " " + sampleKey[12:],
+		"two":              old + "\r\n" + old,
+		"two in one line":  old + ", " + sampleKey,
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantRefused(t, addr, changed(old, by), http.StatusBadRequest)
+		})
+	}
+}
+
+// FAULTS H9.
+func TestHandshakeRefusesVersions(t *testing.T) {
+	addr := echoServer(t)
+	for _, version := range []string{"0", "7", "8", "12", "14", "255", "13, 8", "8, 13"} {
+		t.Run(version, func(t *testing.T) {
+			res := wantRefused(t, addr, changed("Version: 13", "Version: "+version), http.StatusUpgradeRequired)
+			if got := res.Header["Sec-Websocket-Version"]; !slices.Equal(got, []string{"13"}) {
+				t.Errorf("Sec-WebSocket-Version is %q, want 13", got)
+			}
+		})
+	}
+}
+
+// FAULTS H10: whatever else is asked for on the port gets an answer, and only
+// GET of the path an upgrade.
+func TestHandshakePathsAndMethods(t *testing.T) {
+	addr := echoServer(t)
+	paths := []string{
+		"/ws", "/ws?topics=a", "/", "/ws/", "/WS", "/wsx", "/ws/a", "//ws", "/./ws", "/a/../ws",
+		"/%77s", "/ws%20", "/ws%00", "/ws;a", "/mqtt", "/metrics", "/api/publish", "/admin/", "/favicon.ico", "*",
+	}
+	methods := []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"}
+	upgraded := 0
+	for _, path := range paths {
+		for _, method := range methods {
+			request := strings.Replace(wstest.Request("tocsin.test", path, sampleKey), "GET", method, 1)
+			if method == "GET" && strings.HasPrefix(path+"?", "/ws?") {
+				c := wstest.Open(t, addr)
+				c.SendRaw([]byte(request))
+				c.WantUpgraded(sampleKey)
+				c.Drop()
+				upgraded++
+				continue
+			}
+			t.Run(method+" "+path, func(t *testing.T) {
+				wantRefused(t, addr, request, http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented)
+			})
+		}
+	}
+	if upgraded != 2 || len(paths)*len(methods) != 180 {
+		t.Errorf("%d upgrades among %d requests", upgraded, len(paths)*len(methods))
+	}
+	wantRefused(t, addr, "POST /ws HTTP/1.1\r\nHost: tocsin.test\r\n\r\n", http.StatusMethodNotAllowed)
+	wantRefused(t, addr, "GET /mqtt HTTP/1.1\r\nHost: tocsin.test\r\n\r\n", http.StatusNotFound)
+}
+
+// TestHandshakeOtherProtocols speaks HTTP/2 and TLS to the port.
+func TestHandshakeOtherProtocols(t *testing.T) {
+	addr := echoServer(t)
+	for name, hello := range map[string]string{
+		"HTTP/2": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+		"TLS":    "\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03\r\n\r\n",
+		"frame":  string(wstest.Encode(wstest.Text("hello"))) + "\r\n\r\n",
+		"empty":  "\r\n\r\n\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := wstest.Open(t, addr)
+			c.SendRaw([]byte(hello))
+			if answer := c.Rest(); len(answer) > 0 && !bytes.HasPrefix(answer, []byte("HTTP/1.1 400 ")) &&
+				!bytes.HasPrefix(answer, []byte("HTTP/1.1 505 ")) {
+				t.Errorf("answered %q", answer)
+			}
+		})
+	}
+}
+
+// FAULTS H3, H4: the head is bounded in its lines, their number and its size;
+// nothing under the bounds is refused, and nothing over them waited for.
+func TestHandshakeHeadLimits(t *testing.T) {
+	addr := echoServer(t)
+	lineOf := func(n int) string { return "X-A: " + strings.Repeat("a", n-len("X-A: ")) }
+	headers := func(n int) (lines []string) { // with the five of a correct request
+		for i := range n - 5 {
+			lines = append(lines, fmt.Sprintf("X-%d: a", i))
+		}
+		return lines
+	}
+	headOf := func(n int) string { // bytes in all, in lines well under the limit
+		lines := slices.Repeat([]string{lineOf(3000)}, 2)
+		missing := n - len(upgrade(lines...)) - len("\r\n")
+		head := upgrade(append(lines, lineOf(missing))...)
+		if len(head) != n {
+			t.Fatalf("a head of %d bytes, not %d", len(head), n)
+		}
+		return head
+	}
+	// Whether the end of a line counts is left open.
+	for name, request := range map[string]string{
+		"line of 4 KiB":      upgrade(lineOf(4094)),
+		"64 headers":         upgrade(headers(64)...),
+		"head of 8 KiB":      headOf(8192),
+		"request line 4 KiB": changed("/ws", "/ws?"+strings.Repeat("a", 4094-len("GET /ws? HTTP/1.1"))),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := wstest.Open(t, addr)
+			c.SendRaw([]byte(request))
+			c.WantUpgraded(sampleKey)
+		})
+	}
+	const start = "GET /ws HTTP/1.1\r\nHost: tocsin.test\r\n"
+	for name, request := range map[string]string{
+		"line over 4 KiB":            upgrade(lineOf(4097)),
+		"65 headers":                 upgrade(headers(65)...),
+		"head over 8 KiB":            headOf(8193),
+		"request line over 4 KiB":    changed("/ws", "/ws?"+strings.Repeat("a", 4097-len("GET /ws? HTTP/1.1"))),
+		"line without end":           start + lineOf(4097),
+		"name without end":           start + strings.Repeat("a", 4097),
+		"65 headers without end":     start + strings.Repeat("X-A: b\r\n", 64),
+		"8 KiB of head without end":  strings.TrimSuffix(headOf(8192), "\r\n\r\n") + "aaaaa",
+		"request line without end":   "GET /" + strings.Repeat("a", 4092),
+		"request line of one letter": strings.Repeat("A", 4097),
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantRefused(t, addr, request,
+				http.StatusRequestHeaderFieldsTooLarge, http.StatusRequestURITooLong)
+		})
+	}
+}
+
+// FAULTS H3, H4: a head that does not end is refused and not read to its end.
+func TestHandshakeEndlessHead(t *testing.T) {
+	addr := startServer(t, server.Config{Dev: true, CloseTimeout: 200 * time.Millisecond})
+	const start, most = "GET /ws HTTP/1.1\r\nHost: tocsin.test\r\nX-A:", 256 << 20
+	for name, unit := range map[string]string{"line": "a", "headers": "X-A: b\r\n", "spaces": " "} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := wstest.Open(t, addr)
+			c.SendRaw([]byte(start))
+			piece := []byte(strings.Repeat(unit, 64<<10/len(unit)))
+			sent := 0
+			for err := error(nil); err == nil && sent < most; {
+				var n int
+				n, err = c.Write(piece)
+				sent += n
+			}
+			if sent >= most {
+				t.Errorf("%d bytes of head were taken", sent)
+			}
+			if res := c.Response(http.MethodGet); res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+				t.Errorf("%s, want 431", res.Status)
+			}
+		})
+	}
+}
+
+// FAULTS H5, and offers that nobody may echo.
+func TestHandshakeProtocolOffers(t *testing.T) {
+	addr := echoServer(t)
+	for offer, want := range map[string]string{
+		"tocsin.v1":                           "tocsin.v1",
+		"chat, tocsin.v1":                     "tocsin.v1",
+		"tocsin.v1,tocsin.v2":                 "tocsin.v1",
+		"chat":                                "",
+		"TOCSIN.V1":                           "",
+		"tocsin.v11":                          "",
+		"b" + strings.Repeat(" ", 4000) + "x": "",
+		strings.Repeat("a,", 1900) + "a":      "",
+		strings.Repeat(" ,", 1900) + " tocsin.v1": "tocsin.v1",
+		`tocsin.v1"`: "",
+		"constructor, __proto__, toString, tocsin.v": "",
+	} {
+		c := wstest.Open(t, addr)
+		c.SendRaw([]byte(upgrade("Sec-WebSocket-Protocol: " + offer)))
+		res := c.Response(http.MethodGet)
+		got := res.Header.Get("Sec-WebSocket-Protocol")
+		switch res.StatusCode {
+		case http.StatusBadRequest: // a malformed list may be refused
+			if want != "" && !strings.Contains(offer, " ,") {
+				t.Errorf("offer %.40q: refused", offer)
+			}
+		case http.StatusSwitchingProtocols:
+			if got != want {
+				t.Errorf("offer %.40q: got %q, want %q", offer, got, want)
+			}
+		default:
+			t.Errorf("offer %.40q: %s", offer, res.Status)
+		}
+		c.Drop()
+	}
+	for _, offer := range []string{"permessage-deflate; client_max_window_bits", "x", "permessage-deflate, permessage-deflate"} {
+		wstest.Dial(t, addr, "/ws", "Sec-WebSocket-Extensions: "+offer) // fails if one is accepted
+	}
+}
+
+// TestHandshakeMutations changes good requests at random. Whatever the server
+// upgrades has to be correct for a strict parser that knows nothing of it.
+func TestHandshakeMutations(t *testing.T) {
+	addr := echoServer(t)
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			rnd := rand.New(rand.NewPCG(seed, 2))
+			accepted, refused := 0, 0
+			for range 250 {
+				request := mutate(rnd)
+				status := statusOf(t, addr, request)
+				switch invalid := checkUpgrade(request); {
+				case status == http.StatusSwitchingProtocols && invalid != "":
+					t.Errorf("upgraded although %s:\n%q", invalid, request)
+				case status == http.StatusSwitchingProtocols:
+					accepted++
+				default:
+					refused++
+				}
+			}
+			if accepted < 10 || refused < 50 {
+				t.Errorf("%d upgraded and %d refused tell nothing", accepted, refused)
+			}
+		})
+	}
+}
+
+// statusOf sends request and returns the status of the answer, 0 for none. The
+// stream is ended behind a head that has no end.
+func statusOf(t *testing.T, addr, request string) int {
+	t.Helper()
+	c := wstest.Open(t, addr)
+	defer c.Drop()
+	if _, err := c.Write([]byte(request)); err != nil {
+		return 0
+	}
+	if !strings.Contains(request, "\r\n\r\n") {
+		c.HalfClose()
+		answer := string(c.Rest())
+		if answer == "" {
+			return 0
+		}
+		var status int
+		if _, err := fmt.Sscanf(answer, "HTTP/1.1 %3d ", &status); err != nil {
+			t.Errorf("answered %q", answer)
+		}
+		return status
+	}
+	method, _, _ := strings.Cut(request, " ")
+	return c.Response(method).StatusCode
+}
+
+// mutate returns a good request with up to three changes, a few of which leave
+// it good.
+func mutate(rnd *rand.Rand) string {
+	pick := func(list ...string) string { return list[rnd.IntN(len(list))] }
+	request := upgrade(pick("Origin: http://tocsin.test", "X-A: b", "Cookie: a=b; c=d", "Sec-WebSocket-Protocol: tocsin.v1"))
+	for range 1 + rnd.IntN(3) {
+		lines := strings.Split(strings.TrimSuffix(request, "\r\n\r\n"), "\r\n")
+		at, line := rnd.IntN(len(request)), rnd.IntN(len(lines))
+		switch rnd.IntN(9) {
+		case 0:
+			request = request[:at] + string(rune(rnd.IntN(128))) + request[at+1:]
+			continue
+		case 1:
+			request = request[:at] + pick("\r", "\n", "\r\n", "\x00", ":", " ", "\t", ",", "\x80", "#", "\r\n ", "?") + request[at:]
+			continue
+		case 2:
+			request = request[:at] + request[at+1:]
+			continue
+		case 3:
+			lines = slices.Insert(lines, line, lines[rnd.IntN(len(lines))])
+		case 4:
+			if len(lines) > 1 {
+				lines = slices.Delete(lines, line, line+1)
+			}
+		case 5:
+			other := rnd.IntN(len(lines))
+			lines[line], lines[other] = lines[other], lines[line]
+		case 6:
+			lines[line] = pick(strings.ToUpper(lines[line]), strings.ToLower(lines[line]), lines[line]+" ", strings.Replace(lines[line], ": ", ":", 1))
+		case 7:
+			lines = append(lines, pick("Content-Length: 0", "Transfer-Encoding: chunked", "Connection: keep-alive", "X: y",
+				"Upgrade: h2c", "Sec-WebSocket-Version: 8", "X: \xff", "X:", ":", "Host: b"))
+		case 8:
+			lines[line] = strings.Replace(lines[line], pick("websocket", "Upgrade", "13", "/ws", "=="),
+				pick("", "WebSocket", "h2c, websocket", "keep-alive, Upgrade", "13 ", "/ws?a=b", "/ws/", "="), 1)
+		}
+		request = strings.Join(lines, "\r\n") + "\r\n\r\n"
+	}
+	return request
+}
+
+var (
+	token     = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+	hostValue = regexp.MustCompile(`^([A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?$`)
+	target    = regexp.MustCompile(`^/ws(\?[!-~]*)?$`)
+)
+
+// checkUpgrade says why request may not be upgraded at /ws, by RFC 9112, RFC
+// 6455 section 4.2.1 and the limits of the server. What stands behind the head
+// is frames.
+func checkUpgrade(request string) (why string) {
+	head, _, ended := strings.Cut(request, "\r\n\r\n")
+	lines := strings.Split(head, "\r\n")
+	if !ended || len(lines) > 65 || len(head)+4 > 8<<10 {
+		return "the head is too long or has no end"
+	}
+	words := strings.Split(lines[0], " ")
+	if len(words) != 3 || words[0] != "GET" || !target.MatchString(words[1]) || strings.Contains(words[1], "#") || words[2] != "HTTP/1.1" {
+		return "of its request line"
+	}
+	fields := map[string][]string{}
+	for _, line := range lines[1:] {
+		name, value, ok := strings.Cut(line, ":")
+		control := func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
+		if !ok || !token.MatchString(name) || len(line) > 4<<10 || strings.IndexFunc(value, control) >= 0 {
+			return "of the line " + line
+		}
+		name = strings.ToLower(name)
+		fields[name] = append(fields[name], strings.Trim(value, " \t"))
+	}
+	one := func(name string) string {
+		if len(fields[name]) != 1 {
+			return ""
+		}
+		return fields[name][0]
+	}
+	lists := func(name, word string) bool {
+		for v := range strings.SplitSeq(strings.Join(fields[name], ","), ",") {
+			if strings.EqualFold(strings.Trim(v, " \t"), word) {
+				return true
+			}
+		}
+		return false
+	}
+	key, err := base64.StdEncoding.DecodeString(one("sec-websocket-key"))
+	switch {
+	case !hostValue.MatchString(one("host")):
+		return "of its host"
+	case one("upgrade") == "" || !lists("upgrade", "websocket"):
+		return "of its Upgrade"
+	case !lists("connection", "upgrade"):
+		return "of its Connection"
+	case err != nil || len(key) != 16:
+		return "of its key"
+	case one("sec-websocket-version") != "13":
+		return "of its version"
+	case fields["content-length"] != nil || fields["transfer-encoding"] != nil:
+		return "it may have a body"
+	}
+	return ""
+}
+
+// TestHandshakeModel keeps the strict parser honest.
+func TestHandshakeModel(t *testing.T) {
+	for _, request := range []string{
+		upgrade(), upgrade("X-A:"), upgrade("X-A: \xff\t"), changed("/ws", "/ws?a=b"), changed("Upgrade\r\n", "keep-alive , upgrade\r\n"),
+		changed("websocket", "WebSocket"), upgrade("Connection: keep-alive"), upgrade() + string(ws.CompiledPing),
+	} {
+		if why := checkUpgrade(request); why != "" {
+			t.Errorf("refused because %s:\n%q", why, request)
+		}
+	}
+	for _, request := range []string{
+		"", upgrade()[:20], upgrade("Host: a"), upgrade("X A: b"), upgrade("X-A: b\r\n c"), upgrade("Content-Length: 0"),
+		changed("13", "8"), changed("GET", "POST"), changed("/ws", "/"), changed("Upgrade\r\n", "close\r\n"), changed("websocket", "h2c"),
+		changed("==", "="), changed("1.1", "1.0"), upgrade("X: \x00"), changed("/ws", "/ws?a#b"), upgrade("Upgrade: websocket"),
+	} {
+		if checkUpgrade(request) == "" {
+			t.Errorf("accepted: %q", request)
+		}
+	}
+}

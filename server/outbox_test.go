@@ -1,0 +1,214 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/gobwas/ws"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// queueModel is a connection whose socket takes what it is allowed to take,
+// and everything that was sent to it.
+type queueModel struct {
+	s      *sim
+	p      *peer
+	topics map[policy]*topic
+	sent   []*message
+	ids    map[string]*message
+	last   map[*topic]int // number of the last message that came
+	came   map[*message]bool
+	pings  int
+	ponged int
+}
+
+func newQueueModel(t *testing.T) *queueModel {
+	m := &queueModel{
+		s:      newSim(t, 1, Config{MaxOutbox: 2000, MaxControl: 100, PingInterval: -1}),
+		topics: map[policy]*topic{}, ids: map[string]*message{}, last: map[*topic]int{}, came: map[*message]bool{},
+	}
+	m.p = m.s.dial("/ws")
+	m.p.drain(0)
+	for p := range policyLatest + 1 {
+		m.topics[p] = &topic{name: fmt.Sprint("topic", p)}
+	}
+	return m
+}
+
+// give has the worker send one message of n bytes.
+func (m *queueModel) give(p policy, key string, n int) {
+	if m.s.slot(m.p).state != stateOpen {
+		return // it has left its topics
+	}
+	id := fmt.Sprint(len(m.sent))
+	out := &message{topic: m.topics[p], policy: p, key: key}
+	out.encode(&wire.Message{Topic: out.topic.name, Seq: uint64(len(m.sent) + 1), ID: id, Data: []byte(`"` + strings.Repeat("x", n) + `"`)}, false)
+	m.sent = append(m.sent, out)
+	m.ids[id] = out
+	m.s.w.shard = m.s.srv.shards[0]
+	m.s.w.clock()
+	if m.s.w.give(m.s.slot(m.p), []walkEntry{{m: out}}, &out.frames) == StatusWritten {
+		out.written.Add(1)
+	}
+}
+
+// check reads what came and compares all accounts.
+func (m *queueModel) check() {
+	t := m.s.t
+	t.Helper()
+	for _, f := range m.p.frames() {
+		switch f.Op {
+		case ws.OpPong:
+			var n int
+			if _, err := fmt.Sscan(string(f.Payload), &n); err != nil || n == m.ponged || n > m.pings {
+				t.Fatalf("pong %q of %d pings, the last one was %d", f.Payload, m.pings, m.ponged)
+			}
+			m.ponged = max(m.ponged, n)
+		case ws.OpText:
+			e, err := wire.ParseEvent(f.Payload)
+			if err != nil || e.Message == nil || m.ids[e.Message.ID] == nil {
+				t.Fatalf("%v in %v", err, f)
+			}
+			out := m.ids[e.Message.ID]
+			if m.came[out] || int(e.Message.Seq) <= m.last[out.topic] || out.topic.name != e.Message.Topic {
+				t.Fatalf("message %d of %s came behind %d", e.Message.Seq, out.topic.name, m.last[out.topic])
+			}
+			m.came[out] = true
+			m.last[out.topic] = int(e.Message.Seq)
+		case ws.OpClose:
+			if f.CloseCode() != wire.CloseSlow {
+				t.Fatalf("closed with %v", f)
+			}
+		default:
+			t.Fatalf("got %v", f)
+		}
+	}
+	m.s.check()
+	waiting := map[*message]bool{}
+	latest := map[string]bool{}
+	pongs := 0
+	if c := m.s.slot(m.p); c.ext != nil {
+		for i, e := range c.ext.out.q {
+			if e.m == nil {
+				if e.b[0] == 0x8a {
+					pongs++
+				}
+				continue
+			}
+			waiting[e.m] = true
+			if e.m.policy == policyLatest && (i > 0 || c.ext.out.off == 0) {
+				if latest[e.m.key] {
+					t.Fatalf("two messages with key %q wait", e.m.key)
+				}
+				latest[e.m.key] = true
+			}
+		}
+	}
+	if pongs > 3 { // one that the socket refused, one that has begun to leave, the newest
+		t.Fatalf("%d pongs wait", pongs)
+	}
+	for i, out := range m.sent {
+		dropped, n := out.dropped.Load() == 1, 0
+		for _, is := range []bool{dropped, waiting[out], m.came[out]} {
+			if is {
+				n++
+			}
+		}
+		// A message that has left but has not come whole is none of these.
+		if n > 1 || n == 0 && !bytes.HasPrefix(out.frames[formatV1], m.p.out) || out.dropped.Load() > 1 {
+			t.Fatalf("message %d: %d times dropped, waiting %v, came %v", i, out.dropped.Load(), waiting[out], m.came[out])
+		}
+	}
+}
+
+// FuzzSendQueue: first in, first out, but for what a policy drops; every byte
+// accounted for; never over the cap; of pongs the newest, before the data.
+func FuzzSendQueue(f *testing.F) {
+	f.Add([]byte("\x00\x40\x00\x40\x70\xff"))
+	f.Add([]byte("\x00\xff\x00\xff\x00\xff\x00\xff\x00\xff\x00\xff\x00\xff\x00\xff\x00\xff"))                 // cut
+	f.Add([]byte("\x10\xff\x10\xff\x70\x03\x10\xff\x10\xff\x10\xff\x10\xff\x10\xff\x10\xff\x10\xff\x70\xff")) // drop_oldest
+	f.Add([]byte("\x20\x10\x21\x10\x20\x20\x70\x05\x21\x30\x20\x10\x60\x00\x60\x00\x70\x03\x70\xff"))         // latest
+	f.Add([]byte("\x00\x40\x60\x00\x60\x00\x70\x01\x60\x00\x70\xff\x60\x00"))                                 // pongs
+	f.Add(append(bytes.Repeat([]byte("\x10\xf0\x23\x80"), 8), bytes.Repeat([]byte("\x70\x60"), 20)...))
+	f.Fuzz(func(t *testing.T, commands []byte) {
+		m := newQueueModel(t)
+		for ; len(commands) > 1 && len(m.sent) < 200; commands = commands[2:] {
+			switch c, n := commands[0], int(commands[1]); c >> 4 & 7 {
+			case 0, 3:
+				m.give(policyDisconnect, "", 2*n)
+			case 1, 4:
+				m.give(policyDropOldest, "", 2*n)
+			case 2, 5:
+				m.give(policyLatest, fmt.Sprint(c&3), 2*n)
+			case 6:
+				if m.p.ends || m.pings == 150 {
+					continue
+				}
+				m.pings++
+				m.p.send(wstest.Ping(fmt.Sprint(m.pings)))
+				m.s.run()
+			case 7:
+				m.p.drain(4 * n)
+				m.s.run()
+			}
+			m.check()
+		}
+		m.p.drain(-1)
+		m.s.run()
+		m.check()
+		if c := m.s.slot(m.p); c.state == stateOpen && (c.ext != nil || m.ponged < m.pings) {
+			t.Fatalf("with room for all, the outbox is %+v; pong %d of %d", c.ext, m.ponged, m.pings)
+		}
+	})
+}
+
+func TestOutboxAllocatesNothing(t *testing.T) {
+	o := outbox{q: make([]pendingOut, 0, 4)}
+	m := &message{frames: [formats][]byte{make([]byte, 100)}}
+	buf := make([]byte, 0, 150)
+	if n := testing.AllocsPerRun(100, func() {
+		for range 3 {
+			o.push(pendingOut{b: m.frames[0], m: m}, 0)
+		}
+		whole := 0
+		for !o.empty() {
+			whole += o.sent(len(o.fill(buf)), 1)
+		}
+		if whole != 3 || o.bytes != 0 {
+			t.Fatal("the outbox is not empty")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// FAULTS B7: a pong does not queue behind data, only behind the frame that
+// has begun to leave.
+func TestFaultB7(t *testing.T) {
+	s := newSim(t, 1, Config{MaxOutbox: 1 << 20})
+	p := s.dial("/ws?topics=big")
+	p.drain(1000)
+	for range 5 {
+		if _, err := s.srv.Publish(t.Context(), "big", Message{Data: []byte(`"` + strings.Repeat("x", 60_000) + `"`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.run()
+	p.send(wstest.Ping("first"), wstest.Ping("second"))
+	s.run()
+	p.drain(-1)
+	s.run()
+	var got []string
+	for _, f := range p.frames() {
+		got = append(got, fmt.Sprintf("%d %.6s", f.Op, f.Payload))
+	}
+	want := `[1 {"topi 10 second 1 {"topi 1 {"topi 1 {"topi 1 {"topi]`
+	if fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+	s.check()
+}

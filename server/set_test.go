@@ -1,0 +1,118 @@
+package server
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+// setModel drives an fdset and a map with the same commands.
+type setModel struct {
+	t     *testing.T
+	set   fdset
+	model map[int]bool
+}
+
+func newSetModel(t *testing.T) *setModel { return &setModel{t: t, model: map[int]bool{}} }
+
+func (m *setModel) add(i int) {
+	if got := m.set.add(i); got == m.model[i] {
+		m.t.Fatalf("add(%d) is %v", i, got)
+	}
+	m.model[i] = true
+}
+
+func (m *setModel) remove(i int) {
+	if got := m.set.remove(i); got != m.model[i] {
+		m.t.Fatalf("remove(%d) is %v", i, got)
+	}
+	delete(m.model, i)
+}
+
+// check compares everything and bounds the memory: no more than a list and no
+// more than a bitmap need, in each case with room to change one's mind.
+func (m *setModel) check(top int) {
+	m.t.Helper()
+	var want, got []int
+	for i := range m.model {
+		want = append(want, i)
+	}
+	slices.Sort(want)
+	for i := m.set.next(0); i >= 0; i = m.set.next(i + 1) {
+		got = append(got, i)
+	}
+	if !slices.Equal(got, want) || m.set.len() != len(want) {
+		m.t.Fatalf("the set of %d is %v, want %v", m.set.len(), got, want)
+	}
+	for _, i := range []int{0, 1, top / 2, top, top + 1, 2 * top} {
+		if m.set.has(i) != m.model[i] {
+			m.t.Fatalf("has(%d) is %v", i, m.set.has(i))
+		}
+	}
+	if most := max(64, min(len(want), top/32+2)*8); len(m.set.words) > most {
+		m.t.Fatalf("%d words for %d members up to %d", len(m.set.words), len(want), top)
+	}
+	if len(want) == 0 && m.set.words != nil {
+		m.t.Fatal("an empty set keeps memory")
+	}
+}
+
+func FuzzFDSet(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte("\x00\x01\x80\x01\x00\x01"))
+	dense, sparse := []byte{}, []byte{}
+	for i := range 200 {
+		dense = append(dense, 0, byte(i))
+		sparse = append(sparse, byte(i)&0x7f, 7)
+	}
+	for i := range 190 {
+		dense = append(dense, 0x80, byte(i))
+	}
+	f.Add(dense)
+	f.Add(sparse)
+	f.Fuzz(func(t *testing.T, commands []byte) {
+		m := newSetModel(t)
+		top := 0
+		for ; len(commands) > 1; commands = commands[2:] {
+			i := int(commands[0]&0x7f)<<8 | int(commands[1])
+			if commands[0] < 0x80 {
+				top = max(top, i)
+				m.add(i)
+			} else {
+				m.remove(i)
+			}
+		}
+		m.check(top)
+	})
+}
+
+func TestFDSet(t *testing.T) {
+	for seed := range uint64(40) {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		m := newSetModel(t)
+		top := 1 + rng.IntN(5000)
+		for round := range 6 {
+			for range rng.IntN(2 * top) {
+				if i := rng.IntN(top); rng.IntN(6) > round {
+					m.add(i)
+				} else {
+					m.remove(i)
+				}
+			}
+			m.check(top)
+		}
+		for i := range top {
+			m.remove(i)
+		}
+		m.check(top)
+	}
+}
+
+// A topic with one subscriber costs its set four bytes.
+func TestFDSetOfOne(t *testing.T) {
+	var s fdset
+	s.add(123456)
+	if cap(s.words) != 1 {
+		t.Errorf("one member takes %d words", cap(s.words))
+	}
+}

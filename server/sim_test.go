@@ -1,0 +1,351 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// simClient is what a peer of a simulation knows, and so can insist on.
+type simClient struct {
+	*peer
+	asked    map[uint64]string          // commands without an answer, by id
+	nextID   uint64                     //
+	at       map[string]uint64          // the last seq of each topic it is on
+	epoch    map[string]string          //
+	answered map[string]map[uint64]bool //
+	closed   bool                       // it has sent Close
+	over     bool                       // it was sent Close
+}
+
+// simTopics, with their policies by prefix.
+var simTopics = []string{"all/0", "all/1", "old/0", "new/0"}
+
+func simConfig() Config {
+	return Config{
+		Shards: 3, MaxOutbox: 3000, MaxControl: 100, MaxTopics: 3, Overflow: []OverflowRule{{"old/", DropOldest}, {"new/", Latest}},
+		PingInterval: 5 * time.Second, PongTimeout: 2 * time.Second, WriteTimeout: 6 * time.Second, CloseTimeout: 2 * time.Second,
+	}
+}
+
+func (c *simClient) command(verb, topic string) {
+	c.nextID++
+	c.asked[c.nextID] = verb
+	c.send(wstest.Text(fmt.Sprintf(`{"id":%d,%q:{"topic":%q}}`, c.nextID, verb, topic)))
+}
+
+// read takes what has come and fails the test if it should not have.
+func (c *simClient) read() {
+	t := c.s.t
+	t.Helper()
+	for _, f := range c.frames() {
+		switch {
+		case c.over:
+			t.Fatalf("%v behind the Close frame", f)
+		case f.Op == ws.OpPing:
+			if !c.closed {
+				c.send(wstest.Pong(string(f.Payload)))
+			}
+		case f.Op == ws.OpClose:
+			c.over = true
+			if !c.closed {
+				c.closed = true
+				c.send(f)
+			}
+		case f.Op == ws.OpText:
+			c.event(f)
+		}
+	}
+}
+
+func (c *simClient) event(f wstest.Frame) {
+	t := c.s.t
+	e, err := wire.ParseEvent(f.Payload)
+	switch {
+	case err != nil:
+		t.Fatalf("%v in %v", err, f)
+	case e.ID != 0:
+		verb := c.asked[e.ID]
+		if verb == "" {
+			t.Fatalf("an answer to nothing: %v", f)
+		}
+		delete(c.asked, e.ID)
+		if e.OK != nil && verb == "subscribe" {
+			c.at[e.OK.Topic], c.epoch[e.OK.Topic] = e.OK.Seq, e.OK.Epoch
+		}
+	case e.Message != nil && e.Message.Topic == wire.AllTopic:
+	case e.Message != nil && e.Message.Topic == wire.UserTopic:
+		if want := fmt.Sprint(uint64(c.ref)); string(e.Message.Data) != want {
+			t.Fatalf("connection %s was sent what is for %s", want, e.Message.Data)
+		}
+	case e.Message != nil:
+		m := e.Message
+		at, on := c.at[m.Topic]
+		// The disconnect policy leaves no hole; the others may.
+		if !on || m.Seq <= at || m.Seq != at+1 && strings.HasPrefix(m.Topic, "all/") {
+			t.Fatalf("message %d of %s behind %d (subscribed: %v)", m.Seq, m.Topic, at, on)
+		}
+		c.at[m.Topic] = m.Seq
+	default:
+		t.Fatalf("got %v", f)
+	}
+}
+
+// step does one random thing.
+func (s *sim) step(clients []*simClient) {
+	topic := simTopics[s.rng.IntN(len(simTopics))]
+	c := clients[s.rng.IntN(len(clients))]
+	talks := !c.gone && !c.eof && !c.closed
+	switch k := s.rng.IntN(100); {
+	case k < 40:
+		m := Message{Data: []byte(`"` + strings.Repeat("x", s.rng.IntN(400)) + `"`), CollapseKey: strconv.Itoa(s.rng.IntN(2))}
+		if s.rng.IntN(10) == 0 {
+			m.TTL = time.Duration(1 + s.rng.IntN(int(time.Second)))
+		}
+		if strings.HasPrefix(topic, "all/") {
+			m.TTL = 0
+		}
+		if _, err := s.srv.Publish(s.t.Context(), topic, m); err != nil && !errors.Is(err, ErrNobody) {
+			s.t.Fatal(err)
+		}
+	case k < 42:
+		if _, err := s.srv.Broadcast(s.t.Context(), Message{Data: []byte("1")}); err != nil && !errors.Is(err, ErrNobody) {
+			s.t.Fatal(err)
+		}
+	case k < 50 && talks:
+		c.command("subscribe", topic)
+	case k < 54 && talks:
+		c.command("unsubscribe", topic)
+	case k < 56 && talks:
+		c.command("ping", "")
+	case k < 60 && talks:
+		c.send(wstest.Ping("p"))
+	case k < 70 && !c.gone:
+		c.drain(s.rng.IntN(1000))
+	case k < 80 && !c.gone:
+		c.drain(-1)
+	case k < 81 && talks:
+		c.closed = true
+		c.send(wstest.Close(wire.CloseNormal, ""))
+	case k < 82 && !c.gone && !c.eof:
+		c.hangUp()
+	case k < 85: // to the living and the dead
+		to := Target{Conn: string(s.srv.ids.append(nil, c.ref))}
+		if _, err := s.srv.Push(s.t.Context(), to, Message{Data: []byte(fmt.Sprint(uint64(c.ref)))}); err != nil {
+			s.t.Fatal(err)
+		}
+		if n := len(s.order); s.rng.IntN(8) == 0 && n > 0 {
+			dead := s.order[s.rng.IntN(n)].ref - 1<<32
+			s.srv.post(dead, item{kind: itemClose, x: closing{wire.CloseForceDisconnect, "not you"}})
+		}
+	case k < 86:
+		s.stale = append(s.stale, netpoll.Event{Key: uint64(c.ref), Readable: true, Writable: true})
+	case k < 90:
+		s.sweep(time.Duration(s.rng.IntN(int(2 * time.Second))))
+	default:
+		s.turn(s.srv.shards[s.rng.IntN(len(s.srv.shards))])
+	}
+}
+
+// TestSim runs a server and its clients under a kernel that cuts reads,
+// refuses writes, reorders readiness and reports the dead. A seed is run again
+// with TOCSIN_SEED.
+func TestSim(t *testing.T) {
+	seeds := make([]uint64, size(2000))
+	for i := range seeds {
+		seeds[i] = uint64(i)
+	}
+	if only, err := strconv.ParseUint(os.Getenv("TOCSIN_SEED"), 10, 64); err == nil {
+		seeds = []uint64{only}
+	}
+	for _, seed := range seeds {
+		if !t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { simulate(t, seed) }) {
+			return
+		}
+	}
+}
+
+func simulate(t *testing.T, seed uint64) {
+	s := newSim(t, seed, simConfig())
+	s.cutReads = seed%2 == 0
+	clients := make([]*simClient, 6)
+	dial := func(i int) {
+		clients[i] = &simClient{peer: s.dial("/ws?user=" + strconv.Itoa(i%3)), asked: map[uint64]string{}, at: map[string]uint64{}, epoch: map[string]string{}}
+	}
+	for i := range clients {
+		dial(i)
+	}
+	for range 600 {
+		s.step(clients)
+		for i, c := range clients {
+			c.read()
+			if c.gone && s.rng.IntN(20) == 0 {
+				dial(i)
+			}
+		}
+		s.check()
+	}
+	// Everybody reads again: what is still open has everything.
+	for _, c := range clients {
+		if !c.gone {
+			c.drain(-1)
+		}
+	}
+	for range 100 {
+		s.run()
+	}
+	for i, c := range clients {
+		c.read()
+		if c.gone || c.over || c.closed || c.eof {
+			continue
+		}
+		if len(c.asked) > 0 {
+			t.Errorf("client %d has no answer to %v", i, c.asked)
+		}
+		for _, sub := range s.slot(c.peer).subs {
+			if sub == nil || !strings.HasPrefix(sub.topic.name, "all/") {
+				continue
+			}
+			if c.at[sub.topic.name] != sub.topic.seq {
+				t.Errorf("client %d is at %d of %s, which is at %d", i, c.at[sub.topic.name], sub.topic.name, sub.topic.seq)
+			}
+		}
+	}
+	for _, c := range clients {
+		if !c.gone && !c.eof {
+			c.hangUp()
+		}
+	}
+	for range 100 {
+		s.run()
+	}
+	s.check()
+	if st := s.srv.Stats(); st.Connections+st.Users+st.Topics+st.Subscriptions != 0 || st.PublishBytes != 0 {
+		t.Errorf("left behind: %+v", st)
+	}
+}
+
+// FAULTS E12: a wait that is interrupted is repeated; one that fails ends the
+// process, loudly.
+func TestFaultE12(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	var fatal []error
+	s.srv.cfg.onFatal = func(err error) { fatal = append(fatal, err) }
+	p := s.dial("/ws")
+	for range 1000 {
+		s.waitErr = append(s.waitErr, unix.EINTR)
+	}
+	p.send(wstest.Ping("still here"))
+	s.turn(s.srv.shards[0])
+	if f := p.frames(); len(f) != 1 || string(f[0].Payload) != "still here" || len(s.waitErr) > 0 || fatal != nil {
+		t.Fatalf("after 1,000 interruptions: %v, %d left, %v", f, len(s.waitErr), fatal)
+	}
+	s.waitErr = []netpoll.Errno{unix.EBADF}
+	s.turn(s.srv.shards[0])
+	if len(fatal) != 1 || !errors.Is(fatal[0], unix.EBADF) {
+		t.Errorf("a wait on a closed set ends with %v", fatal)
+	}
+}
+
+// FAULTS E3: a connection that always has more to read has its share of a
+// round and no more.
+func TestFaultE3(t *testing.T) {
+	s := newSim(t, 1, Config{MaxMessage: 1 << 30, MaxControl: 100})
+	flood, idle := s.dial("/ws"), s.dial("/ws")
+	flood.send(wstest.Frame{Op: ws.OpBinary, Declared: 1 << 29})
+	s.run()
+	more := make([]byte, 10*readSize)
+	for round := range 20 {
+		flood.write(more) // an edge each time
+		idle.send(wstest.Ping("now"))
+		s.recvs = 0
+		s.w.clock()
+		s.srv.shards[0].ready.Store(true)
+		s.w.round()
+		if f := idle.frames(); len(f) != 1 || s.recvs > 3 {
+			t.Fatalf("round %d: %d reads, the other connection got %v", round, s.recvs, f)
+		}
+	}
+}
+
+// FAULTS B6: a message is encoded once; one more subscriber costs no
+// allocation.
+func TestFaultB6(t *testing.T) {
+	cost := func(subscribers int) float64 {
+		s := newSim(t, 1, Config{})
+		for range subscribers {
+			s.dial("/ws?topics=hot")
+		}
+		s.sink = true
+		m := Message{Data: []byte(`"` + strings.Repeat("x", 1022) + `"`)}
+		return testing.AllocsPerRun(20, func() {
+			m.ID = ""
+			if _, err := s.srv.Publish(t.Context(), "hot", m); err != nil {
+				t.Fatal(err)
+			}
+			s.turn(s.srv.shards[0])
+		})
+	}
+	few, many := cost(10), cost(size(1500))
+	if many > few+1 {
+		t.Errorf("%v allocations for 10 subscribers, %v for %d", few, many, size(1500))
+	}
+}
+
+// Law 9: no allocation for a delivery or for an inbound frame.
+func TestNothingAllocates(t *testing.T) {
+	s := newSim(t, 1, Config{MaxControl: 100})
+	p := s.dial("/ws?topics=a")
+	s.sink = true
+	c := s.slot(p)
+	m := &message{topic: c.subs[0].topic}
+	m.encode(&wire.Message{Topic: "a", Seq: 1, ID: "x", Data: []byte(`{"a":1}`)}, true)
+	s.w.clock()
+	batch := []walkEntry{{m: m}}
+	for name, frame := range map[string]wstest.Frame{
+		"command": wstest.Text(`{"id":1,"ping":{}}`), "ping": wstest.Ping("p"), "pong": wstest.Pong(""), "error": wstest.Text(`{"id":2,"unsubscribe":{"topic":"b"}}`),
+	} {
+		in := wstest.Encode(frame)
+		b := make([]byte, len(in))
+		most := 0.0
+		if name == "error" {
+			most = 1 // the sentence
+		}
+		if n := testing.AllocsPerRun(100, func() {
+			c.control = 0
+			copy(b, in)
+			s.w.received(c, b)
+		}); n > most {
+			t.Errorf("%v allocations for a %s", n, name)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		if s.w.give(c, batch, &m.frames) != StatusWritten {
+			t.Fatal("not written")
+		}
+	}); n != 0 || s.sentN == 0 {
+		t.Errorf("%v allocations for a delivery", n)
+	}
+	s.sink = false
+	p.drain(0)
+	o := &s.w.extraOf(c).out
+	o.q = make([]pendingOut, 0, 200)
+	if n := testing.AllocsPerRun(100, func() {
+		if s.w.give(c, batch, &m.frames) != StatusQueued {
+			t.Fatal("not queued")
+		}
+	}); n != 0 || len(o.q) != 101 {
+		t.Errorf("%v allocations for a delivery into the outbox", n)
+	}
+}
