@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -50,6 +51,11 @@ func (c *serveCmd) Run(std streams) error {
 	s := &service{settings: &c.settings, log: c.logger(std.err)}
 	slog.SetDefault(s.log)
 	c.warn(s.log)
+	if runtime.GOMAXPROCS(0) == 1 && os.Getenv("GOMAXPROCS") == "" {
+		// With one, the runtime's monitor takes the processor away from every
+		// wait for readiness, which makes a lone message half as dear again.
+		runtime.GOMAXPROCS(2)
+	}
 	if _, err := memlimit.Set(memlimit.WithRatio(0.9)); err != nil {
 		s.log.Warn("the memory limit of the cgroup is unknown; set GOMEMLIMIT", "err", err)
 	}
