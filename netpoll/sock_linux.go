@@ -73,9 +73,12 @@ func Peer(fd int) netip.AddrPort {
 }
 
 // TakeListener returns a descriptor of its own for ln, non-blocking, with the
-// options that accepted sockets inherit from it: TCP_NODELAY, and keepalive
-// and TCP_USER_TIMEOUT so that the kernel ends connections whose peer has
-// vanished (tcp(7)). The caller closes both.
+// options that accepted sockets inherit from it: TCP_NODELAY, and
+// TCP_USER_TIMEOUT, so that the kernel ends a connection whose peer does not
+// acknowledge what was sent for that long (tcp(7)). Keepalive stays off: under
+// a user timeout one lost probe ends a connection, the probes of connections
+// that were opened together go out together, and the server's own pings do the
+// same at the rate it chooses. The caller closes both.
 func TakeListener(ln net.Listener, userTimeout time.Duration) (int, error) {
 	fd, err := take(ln)
 	if err != nil {
@@ -128,9 +131,6 @@ func tune(fd int, userTimeout time.Duration) error {
 	}
 	for _, o := range [...]struct{ level, name, value int }{
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
-		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
 		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds())},
 	} {
 		// A Multipath TCP listener, which is what net.Listen makes, does not

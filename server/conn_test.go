@@ -85,6 +85,7 @@ func TestShardOf(t *testing.T) {
 func TestStampWraps(t *testing.T) {
 	const wrap = 1 << 32 * stampUnit
 	srv := &Server{}
+	srv.ticked.Store(1 << 62)
 	for _, start := range []time.Duration{0, time.Hour, wrap - stampUnit, wrap - time.Hour, 3*wrap - 1} {
 		for _, d := range []time.Duration{0, stampUnit, time.Second, maxTimeout, 200 * 24 * time.Hour} {
 			a, b := srv.stampAt(start), srv.stampAt(start+d)

@@ -50,26 +50,26 @@ func (srv *Server) drainAll(ctx context.Context) (err error) {
 		s.inbox.append(item{kind: itemDrain})
 		s.wake()
 	}
-	if !srv.waitEmpty(ctx) {
+	if !srv.waitFor(ctx, func() bool { return srv.conns.Load() == 0 && srv.hooksWaiting.Load() == 0 }) {
 		err = fmt.Errorf("drain: %d connections were closed at once: %w", srv.conns.Load(), ctx.Err())
 		srv.hurryDrain.Store(true)
 		for _, s := range srv.shards {
 			s.inbox.append(item{kind: itemDrain})
 			s.wake()
 		}
-		srv.waitEmpty(context.Background())
+		srv.waitFor(context.Background(), func() bool { return srv.conns.Load() == 0 })
 	}
 	srv.stop(ctx)
 	return err
 }
 
-// waitEmpty waits until no connection is left, or ctx ends.
-func (srv *Server) waitEmpty(ctx context.Context) bool {
-	for srv.conns.Load() > 0 {
+// waitFor waits until ended, or ctx ends, and reports which.
+func (srv *Server) waitFor(ctx context.Context, ended func() bool) bool {
+	for !ended() {
 		select {
 		case <-srv.empty:
 		case <-ctx.Done():
-			return srv.conns.Load() == 0
+			return ended()
 		}
 	}
 	return true
@@ -101,7 +101,7 @@ func (srv *Server) stop(ctx context.Context) {
 func (w *worker) startDrain() {
 	s := w.shard
 	s.drain.active, s.drain.until = true, w.srv.drainUntil
-	s.hurry.Store(true)
+	s.hasten()
 	if w.srv.hurryDrain.Load() {
 		for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
 			c := s.at(i)

@@ -65,7 +65,7 @@ func (w *worker) startBroadcast(m *message) {
 	wk.share = max(1, m.rate*s.open.len()/max(1, m.subscribers))
 	s.walks = append(s.walks, wk)
 	s.paced++
-	s.hurry.Store(true)
+	s.hasten()
 }
 
 func (s *shard) newWalk() *walk {
@@ -131,6 +131,10 @@ func (w *worker) walk(wk *walk, deadline time.Duration) walkResult {
 	for n := 1; ; n++ {
 		if wk.batch == 0 && !w.nextBatch(wk) {
 			return walkEnded
+		}
+		if wk.share > 0 && wk.queue[0].m.expired(w.exact) {
+			w.expireRest(wk)
+			continue
 		}
 		if wk.share > 0 && wk.given >= int((w.exact-wk.began)*time.Duration(wk.share)/time.Second)+1 {
 			return walkPaced
@@ -212,6 +216,17 @@ func (w *worker) expire(m *message, n int) {
 	m.dropped.Add(int32(n))
 	w.srv.stats.drop(dropTTL, n)
 	w.walked(m)
+}
+
+// expireRest ends a message with a rate for those who have not been given it.
+func (w *worker) expireRest(wk *walk) {
+	n := 0
+	for i := wk.set.next(wk.at); i >= 0; i = wk.set.next(i + 1) {
+		n++
+	}
+	wk.queue[0].m.dropped.Add(int32(n))
+	w.srv.stats.drop(dropTTL, n)
+	w.endBatch(wk)
 }
 
 // walked counts this shard's part of m as done.

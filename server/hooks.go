@@ -46,7 +46,8 @@ func (w *worker) call(c *conn, run func(), then func(*worker, *conn)) {
 func (w *worker) submitHook(call *hookCall) {
 	if !w.srv.hooks.Submit(call) {
 		w.shard.waiting = append(w.shard.waiting, call)
-		w.shard.hurry.Store(true)
+		w.srv.hooksWaiting.Add(1)
+		w.shard.hasten()
 	}
 }
 
@@ -55,6 +56,9 @@ func (w *worker) retryHooks() {
 	n := 0
 	for n < len(s.waiting) && w.srv.hooks.Submit(s.waiting[n]) {
 		n++
+	}
+	if n > 0 && w.srv.hooksWaiting.Add(-int64(n)) == 0 {
+		w.srv.signalEmpty()
 	}
 	left := copy(s.waiting, s.waiting[n:])
 	clear(s.waiting[left:])
@@ -98,6 +102,10 @@ func (w *worker) hookReturned(c *conn, call *hookCall) {
 	c.ext.call = nil
 	c.flags &^= flagHook
 	r := c.ref()
+	if call.panicked && c.state == stateAuth {
+		w.refuse(c, http.StatusInternalServerError, rejectAuth, "authentication failed")
+		return
+	}
 	if call.panicked {
 		w.shut(c, wire.CloseInternal, "a hook failed")
 		return

@@ -19,42 +19,69 @@ const (
 	// A process that did not run for longer than this (stopped, or its machine
 	// suspended) was paused, and the pause counts as no time at all: nobody is
 	// cut for what could not be received meanwhile.
-	pauseAfter = 2 * time.Second
+	pauseAfter = 3 * time.Second
 )
 
 // stampAt turns a time of the kernel's clock into one of the server's clock,
 // which stands still during pauses.
 func (srv *Server) stampAt(now time.Duration) stamp {
+	// A turn may come before the ticker has seen a pause.
+	now = min(now, time.Duration(srv.ticked.Load())+pauseAfter)
 	return stamp((now - time.Duration(srv.paused.Load())) / stampUnit)
 }
 
-// runTicker wakes shards until stop is closed.
+// runTicker wakes shards until stop is closed: all that have connections once a
+// second, and those in a hurry at every tick.
 func (srv *Server) runTicker(stop <-chan struct{}) {
-	t := time.NewTicker(tickEvery)
-	defer t.Stop()
-	const ticksPerSweep = int(sweepEvery / tickEvery)
 	last := srv.kernel.Now()
-	for n := 0; ; n++ {
+	next := last + sweepEvery
+	t := time.NewTimer(sweepEvery)
+	defer t.Stop()
+	for {
 		select {
 		case <-stop:
 			return
 		case <-t.C:
+		case <-srv.hurried:
 		}
 		now := srv.kernel.Now()
 		if gap := now - last; gap > pauseAfter {
-			srv.paused.Add(int64(gap - tickEvery))
+			srv.paused.Add(int64(gap - sweepEvery))
 			srv.cfg.Logger.Warn("the process did not run for a while; timeouts are extended by it", "pause", gap)
 		}
 		last = now
-		for i, s := range srv.shards {
-			if i%ticksPerSweep == n%ticksPerSweep {
+		srv.ticked.Store(int64(now))
+		sweep := now >= next
+		if sweep {
+			next = now + sweepEvery
+			srv.once.forget(now)
+		}
+		wait := next - now
+		for _, s := range srv.shards {
+			hurry := s.hurry.Load()
+			if hurry {
+				wait = min(wait, tickEvery)
+			}
+			if sweep && (hurry || s.conns.Load() > 0) {
 				s.tick.Store(true)
 				s.wake()
-			} else if s.hurry.Load() {
+			} else if hurry {
 				s.wake()
 			}
 		}
-		srv.once.forget(now)
+		t.Reset(wait)
+	}
+}
+
+// hasten asks for a wake-up of the shard at every tick, until a sweep finds
+// that there is no reason any more.
+func (s *shard) hasten() {
+	if s.hurry.Swap(true) {
+		return
+	}
+	select {
+	case s.srv.hurried <- struct{}{}:
+	default:
 	}
 }
 
@@ -121,21 +148,24 @@ func (w *worker) sweepOpen(c *conn) {
 	switch {
 	case silent < cfg.PingInterval:
 	case c.flags&flagPinged == 0:
+		if c.ext != nil && !c.ext.out.empty() {
+			return // it would queue; the outbox has timeouts of its own
+		}
 		c.flags |= flagPinged
 		// The pong is due PongTimeout after this ping, however late it is.
 		c.stamp = w.now - stamp(cfg.PingInterval/stampUnit)
 		w.ping(c)
 	case silent >= cfg.PingInterval+cfg.PongTimeout:
-		w.shut(c, wire.CloseNoPong, "no pong")
+		r := c.ref()
+		w.serve(c, false) // its pong may have arrived without an event yet
+		if c.ref() == r && c.flags&flagPinged != 0 {
+			w.shut(c, wire.CloseNoPong, "no pong")
+		}
 	}
 }
 
-// ping sends an empty ping. Behind data that waits it would say nothing that
-// the outbox's own timeouts do not.
+// ping sends an empty ping.
 func (w *worker) ping(c *conn) {
-	if c.ext != nil && !c.ext.out.empty() {
-		return
-	}
 	var frame [2]byte
 	w.shard.count.pings.Add(1)
 	w.send(c, wire.AppendHeader(frame[:0], ws.OpPing, true, 0))

@@ -31,6 +31,7 @@ type sim struct {
 	sets  map[*netpoll.Set]int
 	peers map[int]*peer // by descriptor, the newest
 	order []*peer       // those that live, and some that did
+	ready []*peer       // those with an edge
 	stale []netpoll.Event
 
 	closed   int // descriptors
@@ -102,6 +103,7 @@ func newSim(t testing.TB, seed uint64, cfg Config) *sim {
 			}
 		}
 	})
+	srv.ticked.Store(1 << 62) // there is no ticker
 	s.srv, s.w = srv, newWorker(srv)
 	return s
 }
@@ -138,7 +140,7 @@ func (s *sim) Recv(fd int, b []byte) (int, netpoll.Errno) {
 	n := len(p.in)
 	if s.cutReads { // the rest has not arrived yet; its edge will follow
 		n = 1 + s.rng.IntN(n)
-		p.edge.Readable = true
+		p.raise(netpoll.Event{Readable: true})
 	}
 	n = copy(b, p.in[:n])
 	p.in = p.in[n:]
@@ -185,18 +187,22 @@ func (s *sim) Wait(set *netpoll.Set, events []netpoll.Event) (int, netpoll.Errno
 		}
 	}
 	s.stale = nil
-	for _, i := range s.rng.Perm(len(s.order)) {
-		p := s.order[i]
-		if n == len(events) {
-			break
+	var later []*peer
+	s.rng.Shuffle(len(s.ready), func(i, j int) { s.ready[i], s.ready[j] = s.ready[j], s.ready[i] })
+	for _, p := range s.ready {
+		switch {
+		case p.gone || p.edge == netpoll.Event{}:
+			continue
+		case shardOf(p.fd, len(s.srv.shards)) != shard || n == len(events):
+			later = append(later, p)
+			continue
 		}
-		if !p.gone && shardOf(p.fd, len(s.srv.shards)) == shard && p.edge != (netpoll.Event{}) {
-			events[n] = p.edge
-			events[n].Key = uint64(p.ref)
-			p.edge = netpoll.Event{}
-			n++
-		}
+		events[n] = p.edge
+		events[n].Key = uint64(p.ref)
+		p.edge = netpoll.Event{}
+		n++
 	}
+	s.ready = later
 	return n, 0
 }
 
@@ -243,9 +249,19 @@ func (s *sim) dial(path string) *peer {
 	return p
 }
 
+// raise makes an edge, which the next wait may tell.
+func (p *peer) raise(e netpoll.Event) {
+	p.edge.Readable = p.edge.Readable || e.Readable
+	p.edge.Writable = p.edge.Writable || e.Writable
+	p.edge.HangUp = p.edge.HangUp || e.HangUp
+	if !slices.Contains(p.s.ready, p) {
+		p.s.ready = append(p.s.ready, p)
+	}
+}
+
 func (p *peer) write(b []byte) {
 	p.in = append(p.in, b...)
-	p.edge.Readable = true
+	p.raise(netpoll.Event{Readable: true})
 }
 
 func (p *peer) send(frames ...wstest.Frame) { p.write(wstest.Encode(frames...)) }
@@ -253,7 +269,7 @@ func (p *peer) send(frames ...wstest.Frame) { p.write(wstest.Encode(frames...)) 
 // hangUp ends the peer's side.
 func (p *peer) hangUp() {
 	p.eof = true
-	p.edge.Readable, p.edge.HangUp = true, true
+	p.raise(netpoll.Event{Readable: true, HangUp: true})
 }
 
 // drain makes room for n more bytes; negative for any number.
@@ -261,7 +277,7 @@ func (p *peer) drain(n int) {
 	p.room = n
 	if p.full {
 		p.full = false
-		p.edge.Writable = true
+		p.raise(netpoll.Event{Writable: true})
 	}
 }
 

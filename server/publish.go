@@ -16,6 +16,7 @@ import (
 // [ErrReused] or [ErrClosed], or are ctx's. Any goroutine may call it.
 func (srv *Server) Publish(ctx context.Context, topic string, m Message) (Receipt, error) {
 	if err := wire.CheckTopic(topic); err != nil {
+		srv.stats.publishRejected(ErrBadMessage)
 		return Receipt{}, fmt.Errorf("publish: %w: %s", ErrBadMessage, err.Message)
 	}
 	return srv.send(ctx, "publish", "topic "+topic, &m, func(out *message) (Receipt, error) {
@@ -31,6 +32,7 @@ func (srv *Server) Publish(ctx context.Context, topic string, m Message) (Receip
 func (srv *Server) Push(ctx context.Context, to Target, m Message) (Receipt, error) {
 	refs, err := srv.resolve(to)
 	if err != nil {
+		srv.stats.publishRejected(err)
 		return Receipt{}, fmt.Errorf("push: %w", err)
 	}
 	return srv.send(ctx, "push", "user "+to.User+" conn "+to.Conn, &m, func(out *message) (Receipt, error) {

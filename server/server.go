@@ -37,10 +37,12 @@ type Server struct {
 	conns        atomic.Int64 // descriptors of connections
 	handshaking  atomic.Int64
 	opened       atomic.Int64
+	hooksWaiting atomic.Int64 // calls that shards keep because the pool is full
 	outboxBytes  atomic.Int64
 	publishBytes atomic.Int64
 	idNext       atomic.Uint64
 	paused       atomic.Int64 // time.Duration that the server's clock stood still
+	ticked       atomic.Int64 // kernel.Now at the last tick
 	draining     atomic.Bool
 	hurryDrain   atomic.Bool
 	closed       atomic.Bool
@@ -55,8 +57,9 @@ type Server struct {
 	shutdown    sync.Once
 	shutdownErr error
 	ended       chan struct{}
-	empty       chan struct{} // gets a token when the last connection goes
+	empty       chan struct{} // gets a token when the last connection or waiting hook goes
 	tickerStop  chan struct{}
+	hurried     chan struct{} // gets a token when a shard cannot wait for the next sweep
 	tickerEnded chan struct{}
 	drainUntil  time.Duration // kernel.Now; set before draining is told to shards
 	retryWindow int64         // ms over which clients are told to come back
@@ -84,6 +87,7 @@ func New(cfg Config) (*Server, error) {
 		ended:       make(chan struct{}),
 		empty:       make(chan struct{}, 1),
 		tickerStop:  make(chan struct{}),
+		hurried:     make(chan struct{}, 1),
 		tickerEnded: make(chan struct{}),
 		upgrader:    ws.Upgrader{Protocol: func(p []byte) bool { return string(p) == wire.Subprotocol }},
 	}
@@ -163,6 +167,7 @@ func (srv *Server) start() (err error) {
 			return err
 		}
 	}
+	srv.ticked.Store(int64(srv.kernel.Now()))
 	go func() {
 		defer close(srv.tickerEnded)
 		srv.runTicker(srv.tickerStop)
@@ -221,10 +226,15 @@ func (srv *Server) pollerFailed(err error) {
 // gone counts the end of a connection's descriptor.
 func (srv *Server) gone() {
 	if srv.conns.Add(-1) == 0 {
-		select {
-		case srv.empty <- struct{}{}:
-		default:
-		}
+		srv.signalEmpty()
+	}
+}
+
+// signalEmpty has Shutdown look again whether everything has ended.
+func (srv *Server) signalEmpty() {
+	select {
+	case srv.empty <- struct{}{}:
+	default:
 	}
 }
 

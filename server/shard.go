@@ -196,6 +196,7 @@ func (w *worker) round() (more bool) {
 	}
 	if !more && s.tick.Swap(false) {
 		w.sweep()
+		more = len(s.again) > 0
 	}
 	w.takeInbox()
 	return more

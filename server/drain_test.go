@@ -1,0 +1,205 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// farewell reads a connection to its end: what it was sent, when to come back,
+// and the code of the Close frame.
+func (c *client) farewell() (messages int, retry int, code wire.CloseCode) {
+	for {
+		f, err := c.next()
+		if err != nil {
+			return messages, retry, code
+		}
+		switch f.Header.OpCode {
+		case ws.OpText:
+			e, err := wire.ParseEvent(f.Payload)
+			switch {
+			case err != nil:
+				return messages, -1, 0
+			case e.Message != nil:
+				messages++
+			case e.Goodbye != nil && e.Goodbye.Code == wire.CloseShutdown:
+				retry = e.Goodbye.RetryAfterMS
+			}
+		case ws.OpClose:
+			n, _ := ws.ParseCloseFrameData(f.Payload)
+			code = wire.CloseCode(n)
+			c.send(wstest.Close(code, ""))
+		}
+	}
+}
+
+// FAULTS D1, on sockets: each connection gets what was published, a time of its
+// own to come back, and a Close; those that ask now are turned away.
+func TestFaultD1(t *testing.T) {
+	t.Parallel()
+	srv, addr := started(t, Config{Drain: time.Second, CloseTimeout: time.Second})
+	n := size(3000)
+	clients := make([]*client, n)
+	for i := range clients {
+		clients[i] = dial(t, addr, "/ws?topics=t")
+	}
+	late := connect(t, addr, 0) // accepted, and silent
+	eventually(t, "everybody", func() bool { return srv.Stats().Subscriptions == n && srv.Stats().Handshaking == 1 })
+	for range 10 {
+		if _, err := srv.Publish(t.Context(), "t", Message{Data: []byte(`"last words"`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var mu sync.Mutex
+	retries := map[int]bool{}
+	var wg sync.WaitGroup
+	for _, c := range clients {
+		wg.Go(func() {
+			messages, retry, code := c.farewell()
+			mu.Lock()
+			defer mu.Unlock()
+			if messages != 10 || retry <= 0 || retries[retry] || code != wire.CloseShutdown {
+				t.Errorf("%d messages, come back after %d ms (known: %v), close %d", messages, retry, retries[retry], code)
+			}
+			retries[retry] = true
+		})
+	}
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	if status := late.status(); status != http.StatusServiceUnavailable {
+		t.Errorf("the silent one got %d", status)
+	}
+	if _, err := net.Dial("tcp", addr); err == nil {
+		t.Error("somebody still listens")
+	}
+	if _, err := srv.Broadcast(t.Context(), Message{Data: []byte("1")}); !errors.Is(err, ErrClosed) {
+		t.Errorf("a publish: %v", err)
+	}
+	if st := srv.Stats(); st.Closes[CloseKind{wire.CloseShutdown, byServer}] != uint64(n) || !st.Draining {
+		t.Errorf("%v", st.Closes)
+	}
+}
+
+// FAULTS D1, on the clock: the closes are spread evenly over the drain.
+func TestDrainIsSpread(t *testing.T) {
+	const drain = 30 * time.Second
+	s := newSim(t, 1, Config{Shards: 8, Drain: drain, PingInterval: -1, CloseTimeout: time.Hour})
+	n := size(15_000)
+	for range n {
+		s.dial("/ws")
+	}
+	s.srv.draining.Store(true)
+	s.srv.drainUntil, s.srv.retryWindow = s.time+drain, drain.Milliseconds()
+	for _, sh := range s.srv.shards {
+		sh.inbox.append(item{kind: itemDrain})
+	}
+	closed := func() int { return int(s.srv.Stats().Closes[CloseKind{wire.CloseShutdown, byServer}]) }
+	window, before := 0, 0
+	for tick := 1; s.time < time.Hour+drain+tickEvery; tick++ {
+		s.time += tickEvery
+		for _, sh := range s.srv.shards {
+			s.turn(sh)
+		}
+		if window++; window == 10 { // a second
+			if now, mean := closed(), n*int(time.Second)/int(drain); now-before > 2*mean {
+				t.Errorf("%d of %d closed in second %d, the mean is %d", now-before, n, tick/10, mean)
+			}
+			window, before = 0, closed()
+		}
+	}
+	if closed() != n {
+		t.Errorf("%d of %d closed", closed(), n)
+	}
+}
+
+// FAULTS D2: when the context ends, so does everything, whoever still reads,
+// talks or holds a hook.
+func TestFaultD2(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	var held atomic.Int32
+	srv, addr := started(t, Config{
+		Drain: time.Hour, DrainRate: time.Hour,
+		OnMessage: func(Conn, ws.OpCode, []byte) bool {
+			held.Add(1)
+			<-release
+			return true
+		},
+	})
+	for i := range size(1000) {
+		c := dial(t, addr, "/ws")
+		switch i % 4 {
+		case 0:
+			c.send(wstest.Text("hold"))
+		case 1:
+			c.send(wstest.Frame{Op: ws.OpText, More: true})
+		case 2:
+			c.Close()
+		}
+	}
+	connect(t, addr, 0)
+	eventually(t, "a hook", func() bool { return held.Load() > 0 })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 2)
+	for range 2 {
+		go func() { ended <- srv.Shutdown(ctx) }()
+	}
+	eventually(t, "the drain", func() bool { return srv.Stats().Draining })
+	cancel()
+	for range 2 {
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("Shutdown: %v", err)
+		}
+	}
+	if st := srv.Stats(); st.Connections+st.Handshaking+st.ShardMax != 0 {
+		t.Errorf("left behind: %+v", st)
+	}
+	close(release)
+}
+
+// What starts fails whole, and says which knob.
+// FAULTS R1 among it.
+func TestFaultR1(t *testing.T) {
+	fds := openFDs()
+	for want, cfg := range map[string]Config{
+		"Config.Auth":         {},
+		"Config.Path":         {Dev: true, Path: "ws"},
+		"Config.MaxMessage":   {Dev: true, MaxMessage: -1},
+		"Config.Shards":       {Dev: true, Shards: 5000},
+		"Config.MaxControl":   {Dev: true, MaxControl: 101},
+		"Config.PongTimeout":  {Dev: true, PongTimeout: -time.Second},
+		"Config.PingInterval": {Dev: true, PingInterval: 25 * time.Hour},
+		"Config.Overflow":     {Dev: true, Overflow: []OverflowRule{{"a", "drop"}}},
+	} {
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want something about %s", err, want)
+		}
+	}
+	// FAULTS R1: limit, need and fix.
+	limit, _, _ := netpoll.RaiseDescriptorLimit()
+	_, err := New(Config{Dev: true, MaxConnections: 1_000_000_000})
+	for _, want := range []string{"max_connections 1000000000", "RLIMIT_NOFILE", fmt.Sprint(limit), "ulimit -Hn", fmt.Sprintf("set max_connections to %d", limit-reservedFDs-4*uint64(runtime.GOMAXPROCS(0)))} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want something about %s", err, want)
+		}
+	}
+	if now := openFDs(); now != fds {
+		t.Errorf("%d descriptors, before there were %d", now, fds)
+	}
+}
