@@ -1,0 +1,503 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"text/tabwriter"
+	"time"
+)
+
+// benchCmd starts tocsin and holds it against the bare loop, row by row.
+type benchCmd struct {
+	Tocsin    string        `required:"" type:"existingfile" placeholder:"FILE" help:"The tocsin program."`
+	N         []int         `name:"n" short:"n" default:"1000,15000" help:"Connections; every row is measured for each."`
+	Row       []string      `enum:"memory,own-topic,idle,delivery,saturated,rate,connect" default:"memory,own-topic,idle,delivery,saturated,rate,connect" help:"What to measure."`
+	Rounds    int           `default:"7" help:"Of every CPU row, floor and tocsin in turns; the median counts."`
+	Active    int           `default:"1000" help:"Connections that talk in the rows saturated and rate."`
+	Settle    time.Duration `default:"10s" help:"Between the last connect and the reading of memory."`
+	Duration  time.Duration `default:"2s" help:"Of one round of talk."`
+	ServerCPU int           `default:"0" placeholder:"CPU" help:"Where tocsin and the floor run; -1 is anywhere."`
+	GenCPU    int           `name:"generator-cpu" default:"1" placeholder:"CPU" help:"Where the generator runs; -1 is anywhere."`
+	Env       []string      `placeholder:"NAME=VALUE" help:"More environment for tocsin."`
+	JSON      bool          `name:"json" help:"Print the rows as JSON."`
+	Trace     bool          `help:"Tell every round on standard error."`
+}
+
+// benchRow is one line of the answer.
+type benchRow struct {
+	Row      string    `json:"row"`
+	N        int       `json:"n"`
+	What     string    `json:"what"`
+	Unit     string    `json:"unit"`
+	Measured float64   `json:"measured"`
+	Floor    float64   `json:"floor,omitempty"`
+	Ratio    float64   `json:"ratio,omitempty"`
+	Bar      float64   `json:"bar"` // of the ratio, or of what was measured where there is no floor
+	Met      bool      `json:"met"`
+	Rounds   []float64 `json:"rounds,omitempty"` // tocsin's, in turn with
+	Floors   []float64 `json:"floors,omitempty"`
+}
+
+func (cmd *benchCmd) Run(ctx context.Context, std streams) error {
+	if cmd.Rounds < 1 || cmd.Active < 1 || cmd.Duration <= 0 || slices.Min(cmd.N) < 1 {
+		return usagef("--n, --rounds, --active and --duration must be at least 1")
+	}
+	if max(cmd.ServerCPU, cmd.GenCPU) >= runtime.NumCPU() {
+		return usagef("this machine has the CPUs 0 to %d: see --server-cpu and --generator-cpu", runtime.NumCPU()-1)
+	}
+	if cmd.GenCPU >= 0 {
+		if err := pin(os.Getpid(), cmd.GenCPU); err != nil {
+			return err
+		}
+	}
+	b := &bench{benchCmd: cmd, progress: newProgress(std.err), status: std.err}
+	var err error
+	for _, n := range cmd.N {
+		if err = b.size(ctx, n); err != nil {
+			break
+		}
+	}
+	b.progress.end()
+	b.growth()
+	if ctx.Err() != nil {
+		err = errors.New("interrupted; the rows are what was measured until then")
+	}
+	return errors.Join(b.write(std.out), err)
+}
+
+// bench is one run of it.
+type bench struct {
+	*benchCmd
+	progress *progress
+	status   io.Writer
+	rows     []benchRow
+}
+
+func (b *bench) has(rows ...string) bool {
+	return slices.ContainsFunc(rows, func(row string) bool { return slices.Contains(b.Row, row) })
+}
+
+// size measures the rows for n connections: memory on servers that nobody has
+// talked to, then CPU on one more.
+func (b *bench) size(ctx context.Context, n int) error {
+	if b.has("memory", "idle") {
+		if err := b.memory(ctx, n, "memory", "?user=user-{n}&topics=shared", 200); err != nil {
+			return err
+		}
+	}
+	if b.has("own-topic") {
+		if err := b.memory(ctx, n, "own-topic", "?user=user-{n}&topics=shared,own-{n}", 320); err != nil {
+			return err
+		}
+	}
+	if b.has("delivery", "saturated", "rate", "connect") {
+		return b.work(ctx, n)
+	}
+	return nil
+}
+
+// memory opens n connections and reads what the server grew by, a while after
+// the last. A few connections come and go before that: what the first ones
+// make a server load and build is not a connection's.
+func (b *bench) memory(ctx context.Context, n int, row, query string, bar float64) error {
+	t, err := b.start(ctx, query, min(n, 64))
+	if err != nil {
+		return err
+	}
+	defer t.stop()
+	s := b.session(t.subject, n)
+	defer s.close()
+	s.subjects[0].stop = nil
+	if _, err := s.open(ctx, t.subject); err != nil {
+		return b.blame(t, err)
+	}
+	s.hold(ctx, t.subject, b.Settle)
+	after, err := readMemory(t.pid)
+	if err = errors.Join(err, ctx.Err(), t.alive(), t.complete(n)); err != nil {
+		return b.blame(t, err)
+	}
+	if b.has(row) {
+		what := map[string]string{"memory": "memory a connection: user and shared topic", "own-topic": "memory a connection: a topic of its own too"}[row]
+		b.add(benchRow{Row: row, N: n, What: what, Unit: "B", Measured: float64(after.Resident-t.idle.Resident) / float64(n), Bar: bar})
+	}
+	if row != "memory" || !b.has("idle") {
+		return nil
+	}
+	// Under a tenth of a percent, a server has nothing to do; its runtime looks
+	// around now and then.
+	b.add(benchRow{Row: "idle", N: n, What: "CPU while idle, pings off", Unit: "%", Measured: t.Values["idle_cpu_percent"], Bar: 0.1})
+	routines, err := t.goroutines(ctx)
+	if err != nil {
+		return err
+	}
+	b.add(benchRow{Row: "idle", N: n, What: "goroutines more than with none open", Unit: "", Measured: routines - t.routines, Bar: 4})
+	return nil
+}
+
+// work measures CPU, server and floor in turns on the same generator.
+func (b *bench) work(ctx context.Context, n int) error {
+	t, err := b.start(ctx, "?user=user-{n}&topics=shared", 64)
+	if err != nil {
+		return err
+	}
+	defer t.stop()
+	floor, err := startFloor(b.ServerCPU)
+	if err != nil {
+		return err
+	}
+	defer floor.stop()
+	if err := b.session(floor, n).aim(ctx, floor); err != nil {
+		return err
+	}
+	if b.has("connect") {
+		if err := b.connects(ctx, n, t, floor); err != nil {
+			return b.blame(t, err)
+		}
+	}
+	if !b.has("delivery", "saturated", "rate") {
+		return nil
+	}
+	s := b.session(t.subject, n, floor)
+	defer s.close()
+	for _, sub := range s.subjects {
+		sub.stop = nil // it has its own end above
+		if _, err := s.open(ctx, sub); err != nil {
+			return b.blame(t, err)
+		}
+	}
+	if b.has("delivery") {
+		cmd := broadcastCmd{publisher: t.publisher, Rounds: 2 * b.Rounds, Wait: 30 * time.Second, Late: time.Minute}
+		if err := b.measured(ctx, s, n, "delivery", "CPU of a delivery, 128 bytes to all", 1.10, cmd.onOpen); err != nil {
+			return b.blame(t, err)
+		}
+		v := t.Values
+		b.add(benchRow{
+			Row: "delivery", N: n, What: "deliveries missing, doubled or out of order", Unit: "",
+			Measured: v["missing"] + v["doubled"] + v["misordered"], Bar: 0,
+		})
+	}
+	active := min(b.Active, n)
+	for _, m := range []struct {
+		row, what string
+		rate, bar float64
+	}{
+		{"saturated", fmt.Sprintf("CPU of a message answered, %d active, saturated", active), 0, 1.20},
+		{"rate", fmt.Sprintf("CPU of a message answered, %d active, 10,000 a second", active), 10000, 1.25},
+	} {
+		if !b.has(m.row) {
+			continue
+		}
+		cmd := echoCmd{talk: talk{Active: active, MessageRate: m.rate, Duration: b.Duration, Message: `{"id":1,"ping":{}}`}, Rounds: b.Rounds}
+		if err := b.measured(ctx, s, n, m.row, m.what, m.bar, cmd.onOpen); err != nil {
+			return b.blame(t, err)
+		}
+	}
+	return nil
+}
+
+// connects opens and closes all connections, of one after the other.
+func (b *bench) connects(ctx context.Context, n int, t *tocsin, floor *subject) error {
+	both := []*subject{t.subject, floor}
+	for range b.Rounds {
+		for _, sub := range both {
+			s := b.session(sub, n)
+			spent := sub.meter()
+			_, err := s.open(ctx, sub)
+			sub.spend(spent(), sub.first.Opened)
+			if err == nil {
+				err = sub.complete(n)
+			}
+			sub.fleet.close()
+			sub.fleet = nil
+			if err != nil {
+				return err
+			}
+			if err := quiet(ctx, sub); err != nil { // the closes are not the next connect's
+				return err
+			}
+		}
+	}
+	b.compare("connect", "CPU of an accept to welcome", n, 1.80, both)
+	return nil
+}
+
+// quiet waits until a subject has nothing more to do.
+func quiet(ctx context.Context, sub *subject) error {
+	for still := 0; still < 2; {
+		spent := sub.meter()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+		if spent() < 2000 { // 2 % of a CPU
+			still++
+		} else {
+			still = 0
+		}
+	}
+	return nil
+}
+
+// measured runs a scenario on open connections and adds its row.
+func (b *bench) measured(ctx context.Context, s *session, n int, row, what string, bar float64, scenario func(context.Context, *session) error) error {
+	for _, sub := range s.subjects {
+		sub.cpu = nil
+	}
+	if err := errors.Join(scenario(ctx, s), ctx.Err()); err != nil {
+		return err
+	}
+	for _, sub := range s.subjects {
+		if err := sub.complete(n); err != nil {
+			return err
+		}
+	}
+	b.compare(row, what, n, bar, s.subjects)
+	return nil
+}
+
+// compare adds a row from the rounds of the server and the floor.
+func (b *bench) compare(row, what string, n int, bar float64, both []*subject) {
+	r := benchRow{Row: row, N: n, What: what, Unit: "µs", Bar: bar, Rounds: both[0].cpu, Floors: both[1].cpu}
+	r.Measured, r.Floor = median(r.Rounds), median(r.Floors)
+	var ratios []float64 // of neighbours, so that a machine that slows down does not count
+	for k := range min(len(r.Rounds), len(r.Floors)) {
+		ratios = append(ratios, r.Rounds[k]/r.Floors[k])
+	}
+	r.Ratio = median(ratios)
+	b.add(r)
+	both[0].cpu, both[1].cpu = nil, nil
+}
+
+func (b *bench) add(r benchRow) {
+	r.Met = r.Measured <= r.Bar
+	if r.Floor > 0 {
+		r.Met = r.Ratio <= r.Bar
+	}
+	b.rows = append(b.rows, r)
+	if b.Trace {
+		fmt.Fprintf(b.status, "%s, %d: %.2f %s, rounds %.2f, floors %.2f\n", r.What, r.N, r.Measured, r.Unit, r.Rounds, r.Floors)
+	}
+}
+
+// growth adds how the ratios changed from the first to the last number of
+// connections.
+func (b *bench) growth() {
+	first, last := b.N[0], b.N[len(b.N)-1]
+	for _, r := range slices.Clone(b.rows) {
+		for _, big := range slices.Clone(b.rows) {
+			if r.Floor > 0 && big.Floor > 0 && r.N == first && big.N == last && big.N > r.N && big.Row == r.Row {
+				b.add(benchRow{Row: "growth", N: last, What: "growth of the ratio of " + r.Row + " from " + thousands(float64(first)), Unit: "×", Measured: big.Ratio / r.Ratio, Bar: 1.15})
+			}
+		}
+	}
+}
+
+func (b *bench) write(w io.Writer) error {
+	if b.JSON {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(struct {
+			Machine machine    `json:"machine"`
+			Rows    []benchRow `json:"rows"`
+		}{thisMachine(), b.rows})
+	}
+	fmt.Fprintln(w, thisMachine())
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(t, "%-56s\tn\tmeasured\tfloor\tratio\tto reach\t\t\n", "")
+	for _, r := range b.rows {
+		floor, ratio := "", ""
+		reach := "≤ " + cell(r.Bar, r.Unit, true)
+		if r.Floor > 0 {
+			floor, ratio, reach = cell(r.Floor, r.Unit, true), fmt.Sprintf("%.2f", r.Ratio), fmt.Sprintf("≤ %.2f", r.Bar)
+		}
+		met := "yes"
+		if !r.Met {
+			met = "NO"
+		}
+		fmt.Fprintf(t, "%-56s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", r.What, thousands(float64(r.N)), cell(r.Measured, r.Unit, true), floor, ratio, reach, met)
+	}
+	return t.Flush()
+}
+
+// session makes a session that reports nothing by itself.
+func (b *bench) session(sub *subject, n int, more ...*subject) *session {
+	return &session{
+		common:   common{N: n, Concurrency: 100, Timeout: 30 * time.Second},
+		progress: b.progress, report: &report{}, subjects: append([]*subject{sub}, more...), start: time.Now(),
+	}
+}
+
+// complete returns an error unless n connections were opened and are open.
+func (sub *subject) complete(n int) error {
+	if c := sub.fleet.now(); c.Open != n {
+		return fmt.Errorf("%s: %d of %d connections are open; failed %v, lost %v", sub.Name, c.Open, n, addReasons(sub.Failures, c.Failures), addReasons(sub.first.Lost, c.Lost))
+	}
+	return nil
+}
+
+// tocsin is a server that the bench started.
+type tocsin struct {
+	*subject
+	publisher publisher
+	idle      memory  // before the first connection
+	routines  float64 // and its goroutines then
+	said      *lastLine
+	ended     chan string // how, when it did
+}
+
+// lastLine keeps the last whole line that is written to it.
+type lastLine struct {
+	mu         sync.Mutex
+	half, line []byte
+}
+
+func (l *lastLine) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.half = append(l.half, b...)
+	if end := bytes.LastIndexByte(l.half, '\n'); end >= 0 {
+		start := bytes.LastIndexByte(l.half[:end], '\n') + 1
+		l.line = append(l.line[:0], l.half[start:end]...)
+		l.half = append(l.half[:0], l.half[end+1:]...)
+	}
+	return len(b), nil
+}
+
+// blame adds to an error what tocsin said last, and how it ended if it did.
+func (b *bench) blame(t *tocsin, err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case end := <-t.ended:
+		t.ended <- end
+		err = fmt.Errorf("%w; tocsin ended: %s", err, end)
+	case <-time.After(time.Second): // a process that dies takes its time with its sockets
+	}
+	t.said.mu.Lock()
+	defer t.said.mu.Unlock()
+	if len(t.said.line) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w; it said last: %s", err, t.said.line)
+}
+
+// start starts tocsin on free ports, and opens and closes a few connections.
+func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, error) {
+	listen, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	api, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: publisher{API: "http://" + api, APIKey: "bench", Topic: "shared", Size: 128}}
+	cmd := exec.Command(b.Tocsin, "serve", "--listen", listen, "--api-listen", api, "--api-key", "bench", "--dev", "--ping-interval", "0s")
+	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), b.Env...) // bound to one CPU, Go would take 1
+	cmd.Stdout, cmd.Stderr = t.said, t.said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not meant for it
+	if err := startOn(b.ServerCPU, cmd); err != nil {
+		return nil, fmt.Errorf("start %s: %w", b.Tocsin, err)
+	}
+	t.subject = &subject{result: newResult("tocsin", "ws://"+listen+"/ws"+query), pid: cmd.Process.Pid}
+	t.stop = func() {
+		_ = cmd.Process.Kill() // a drain would take half a minute
+		<-t.ended
+	}
+	go func() {
+		_ = cmd.Wait() // ProcessState tells
+		t.ended <- cmd.ProcessState.String()
+	}()
+	if err := errors.Join(b.ready(ctx, t, warm), ctx.Err()); err != nil {
+		t.stop()
+		return nil, b.blame(t, err)
+	}
+	return t, nil
+}
+
+// ready waits for tocsin to listen and warms it up.
+func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
+	s := b.session(t.subject, warm)
+	if err := s.aim(ctx, t.subject); err != nil {
+		return err
+	}
+	if err := t.publisher.aim(s, t.subject); err != nil {
+		return err
+	}
+	var err error
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if err = t.targets[0].probe(ctx); err == nil || time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		return fmt.Errorf("tocsin does not serve: %w", err)
+	}
+	if _, err = s.open(ctx, t.subject); err != nil {
+		return err
+	}
+	t.fleet.close()
+	t.fleet = nil
+	if err = quiet(ctx, t.subject); err != nil {
+		return err
+	}
+	if t.routines, err = t.goroutines(ctx); err != nil {
+		return err
+	}
+	t.idle, err = readMemory(t.pid)
+	return err
+}
+
+// goroutines asks tocsin's metrics.
+func (t *tocsin) goroutines(ctx context.Context) (float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.publisher.API+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("X-API-Key", t.publisher.APIKey)
+	req.Close = true // so that no connection of ours is among them
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	for line := range bytes.Lines(text) {
+		if v, ok := bytes.CutPrefix(line, []byte("go_goroutines ")); ok {
+			return strconv.ParseFloat(string(bytes.TrimSpace(v)), 64)
+		}
+	}
+	return math.NaN(), errors.New("tocsin's /metrics has no go_goroutines")
+}
+
+// freeAddr returns a loopback address that nobody listens on.
+func freeAddr() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
+}

@@ -1,0 +1,118 @@
+//go:build linux
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// connectCmd asks: how many, how fast, at what memory each?
+type connectCmd struct {
+	common
+	Hold time.Duration `default:"2s" help:"Keep the connections open so long before memory is read."`
+}
+
+func (cmd *connectCmd) Run(ctx context.Context, std streams) error {
+	return execute(ctx, "connect", cmd.common, std.out, std.err, nil, cmd.measure)
+}
+
+func (cmd *connectCmd) measure(ctx context.Context, s *session) error {
+	for _, sub := range s.subjects {
+		// One after the other: they would meet in the kernel's caches otherwise.
+		if err := cmd.one(ctx, s, sub); err != nil {
+			return err
+		}
+		if len(s.subjects) > 1 && sub == s.subjects[0] {
+			s.closing(sub)
+			sub.fleet.close()
+			sub.fleet = nil
+		}
+	}
+	return nil
+}
+
+func (cmd *connectCmd) one(ctx context.Context, s *session, sub *subject) error {
+	var before memory
+	if sub.pid != 0 {
+		var err error
+		if before, err = readMemory(sub.pid); err != nil {
+			return err
+		}
+	}
+	slabs, slabErr := readSlabs()
+	spent := sub.meter()
+	took, err := s.open(ctx, sub)
+	used := spent()
+	if sub.fleet == nil {
+		return err
+	}
+	sub.put("connect_s", took.Seconds())
+	sub.put("connects_per_s", float64(sub.first.Opened)/took.Seconds())
+	sub.spend(used, sub.first.Opened)
+	sub.putCPU("cpu_us_per_connect")
+	sub.putHist(histHandshake, sub.hists[histHandshake])
+	sub.put("generator_cpu_us", float64(sub.first.SelfC.Microseconds())/float64(max(1, sub.first.Attempts)))
+	if err != nil {
+		return err
+	}
+	s.hold(ctx, sub, cmd.Hold)
+	n := sub.fleet.now().Open
+	if n == 0 {
+		return fmt.Errorf("%s: every connection was lost during the hold: did the server die?", sub.Name)
+	}
+	if sub.pid != 0 {
+		after, err := readMemory(sub.pid)
+		if err != nil {
+			return err
+		}
+		sub.put("user_bytes_per_connection", float64(after.Resident-before.Resident)/float64(n))
+	}
+	if slabErr != nil {
+		s.report.note("kernel memory is not told: %v", slabErr)
+		return nil
+	}
+	now, err := readSlabs()
+	if err != nil {
+		return err
+	}
+	sub.kernel(growth(slabs, now, n))
+	return ctx.Err()
+}
+
+// kernel notes what the kernel's caches grew by. Both ends are on this
+// machine, so that the server's half is an estimate; nothing of it is the
+// server's if the server is elsewhere.
+func (sub *subject) kernel(deltas []slabDelta) {
+	slices.SortFunc(deltas, func(a, b slabDelta) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	sub.Slabs = deltas
+	var all float64
+	for _, d := range deltas {
+		all += d.Bytes
+	}
+	sub.put("kernel_bytes_per_connection", all)
+	if sub.targets[0].addr.Addr().IsLoopback() {
+		sub.put("kernel_server_bytes_per_connection", all/2)
+	}
+}
+
+// hold waits, with the connections open, and tells what the server costs
+// meanwhile.
+func (s *session) hold(ctx context.Context, sub *subject, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	began := time.Now()
+	defer s.watch(sub, "hold", int(d.Seconds()), func(*counts) int { return int(time.Since(began).Seconds()) })()
+	spent := sub.meter()
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+	if us := spent(); sub.pid != 0 && us == us {
+		sub.put("idle_cpu_percent", 100*us/float64(time.Since(began).Microseconds()))
+	}
+}

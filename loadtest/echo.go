@@ -1,0 +1,121 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// echoCmd asks: K of N talk at a fixed rate, the rest is idle: how long does
+// an answer take?
+type echoCmd struct {
+	common
+	talk
+	Rounds int `default:"1" help:"Measure so often; server and floor take turns, and CPU is the median."`
+}
+
+// talk are the flags of the connections that talk.
+type talk struct {
+	Active      int           `default:"100" help:"Connections that talk."`
+	MessageRate float64       `name:"message-rate" default:"1000" help:"Messages a second of all of them, sent when they are due whatever the server does; 0: each connection sends when it has its answer."`
+	Duration    time.Duration `default:"10s" help:"Of one round."`
+	Message     string        `default:"{\"id\":1,\"ping\":{}}" help:"What is sent: a command that Tocsin answers; an echo server answers anything."`
+}
+
+func (t *talk) check(conns int) error {
+	switch {
+	case t.Active < 1 || t.Active > conns:
+		return usagef("--active must be 1 to the number of connections, %d", conns)
+	case t.MessageRate < 0 || t.Duration <= 0:
+		return usagef("--message-rate must not be negative, --duration more than 0")
+	case len(t.Message) > 60000:
+		return usagef("--message must be at most 60,000 bytes")
+	}
+	return nil
+}
+
+func (cmd *echoCmd) Run(ctx context.Context, std streams) error {
+	return execute(ctx, "echo", cmd.common, std.out, std.err, func(*session, *subject) error {
+		if cmd.Rounds < 1 {
+			return usagef("--rounds must be at least 1")
+		}
+		return cmd.check(cmd.N)
+	}, cmd.measure)
+}
+
+func (cmd *echoCmd) measure(ctx context.Context, s *session) error {
+	for _, sub := range s.subjects {
+		if _, err := s.open(ctx, sub); err != nil {
+			return err
+		}
+	}
+	return cmd.onOpen(ctx, s)
+}
+
+// onOpen measures on connections that are open.
+func (cmd *echoCmd) onOpen(ctx context.Context, s *session) error {
+	seconds := make([]float64, len(s.subjects))
+	for _, sub := range s.subjects {
+		if _, _, err := sub.fleet.count(true); err != nil {
+			return err
+		}
+	}
+	var err error
+	for r := 0; r < cmd.Rounds && err == nil && ctx.Err() == nil; r++ {
+		for k, sub := range s.subjects {
+			began := time.Now()
+			if err = cmd.round(ctx, s, sub, r); err != nil {
+				break
+			}
+			seconds[k] += min(time.Since(began), cmd.Duration).Seconds()
+		}
+	}
+	for k, sub := range s.subjects {
+		c, hists, cErr := sub.fleet.count(false)
+		if cErr != nil {
+			return cErr
+		}
+		sub.put("active", float64(cmd.Active))
+		sub.put("sent", float64(c.Sent))
+		sub.put("replies", float64(c.Replies))
+		sub.put("unanswered", float64(c.Sent-c.Replies))
+		if seconds[k] > 0 {
+			sub.put("messages_per_s", float64(c.Replies)/seconds[k])
+		}
+		sub.putHist("echo", hists[histEcho])
+		sub.putCPU("cpu_us_per_message")
+	}
+	return err
+}
+
+// round lets the connections of one subject talk once.
+func (cmd *echoCmd) round(ctx context.Context, s *session, sub *subject, r int) error {
+	before := sub.fleet.now().Replies
+	want := -1
+	if cmd.MessageRate > 0 {
+		want = int(cmd.MessageRate * cmd.Duration.Seconds())
+	}
+	defer s.watch(sub, fmt.Sprintf("talk, round %d of %d", r+1, cmd.Rounds), want, func(c *counts) int { return int(c.Replies - before) })()
+	spent := sub.meter()
+	if _, err := sub.fleet.do(ctx, sub.talkOrder(&cmd.talk)); err != nil {
+		return err
+	}
+	sub.spend(spent(), sub.fleet.now().Replies-before)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return sub.alive()
+}
+
+// talkOrder divides the talk among the workers.
+func (sub *subject) talkOrder(t *talk) func(k int) order {
+	return func(k int) order {
+		active := sub.fleet.spread(t.Active, k)
+		return order{
+			Do: doEcho, Active: active, Message: t.Message, Duration: t.Duration,
+			Rate: t.MessageRate * float64(active) / float64(t.Active),
+		}
+	}
+}

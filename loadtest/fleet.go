@@ -1,0 +1,259 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"golang.org/x/sys/unix"
+)
+
+// fleet is the workers that hold the connections to one subject, and their
+// coordinator's end of the pipes.
+type fleet struct {
+	workers []*worker
+	conns   int // of all workers
+	share   []int
+
+	mu      sync.Mutex
+	latest  []counts
+	answers map[int]chan tally // by order
+	broken  error              // a worker ended before its time
+	closing bool
+	lastID  int
+	done    sync.WaitGroup
+}
+
+// worker is one process.
+type worker struct {
+	in  io.WriteCloser
+	enc *json.Encoder
+	out io.ReadCloser
+	cmd *exec.Cmd
+}
+
+// startWorker runs this program again. The worker is in a process group of
+// its own, so that Ctrl-C leaves it to report; it ends with its input.
+func startWorker() (*worker, error) {
+	cmd := exec.Command("/proc/self/exe", "worker")
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=2") // with one, Go takes the loop's place away whenever it waits
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start a worker: %w", err)
+	}
+	return &worker{in: in, enc: json.NewEncoder(in), out: out, cmd: cmd}, nil
+}
+
+// capacity is how many connections one process can hold.
+func capacity() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1000
+	}
+	return int(min(limit.Max, 1<<30)) - 128
+}
+
+// muster starts the workers for conns connections: as many as the descriptor
+// limit makes necessary, or procs if that is more.
+func muster(conns, procs int, p plan) (*fleet, error) {
+	one := capacity()
+	procs = max(1, procs, (conns+one-1)/one)
+	f := &fleet{conns: conns, latest: make([]counts, procs), answers: map[int]chan tally{}}
+	first := 0
+	for k := range procs {
+		n := conns / procs
+		if k < conns%procs {
+			n++
+		}
+		w, err := startWorker()
+		if err != nil {
+			f.close()
+			return nil, err
+		}
+		f.workers, f.share = append(f.workers, w), append(f.share, n)
+		f.done.Add(1)
+		go f.listen(k, w)
+		mine := p
+		mine.First = first
+		mine.Concurrency = max(1, p.Concurrency/procs)
+		if _, err := f.ask(k, &order{Do: doPlan, Plan: &mine}); err != nil {
+			f.close()
+			return nil, err
+		}
+		first += n
+	}
+	return f, nil
+}
+
+// listen takes the tallies of one worker until its output ends.
+func (f *fleet) listen(k int, w *worker) {
+	defer f.done.Done()
+	for dec := json.NewDecoder(w.out); ; {
+		var t tally
+		err := dec.Decode(&t)
+		f.mu.Lock()
+		if err != nil {
+			if !f.closing && f.broken == nil {
+				f.broken = errors.New("a worker process of the generator ended unexpectedly")
+			}
+			f.fallLocked()
+			f.mu.Unlock()
+			return
+		}
+		if t.Error != "" && f.broken == nil {
+			f.broken = fmt.Errorf("generator: %s", t.Error)
+			f.fallLocked()
+		}
+		f.latest[k] = t.counts
+		if ch := f.answers[t.ID]; ch != nil && t.ID != 0 {
+			delete(f.answers, t.ID)
+			ch <- t
+		}
+		f.mu.Unlock()
+	}
+}
+
+// fallLocked ends every wait.
+func (f *fleet) fallLocked() {
+	for id, ch := range f.answers {
+		close(ch)
+		delete(f.answers, id)
+	}
+}
+
+// ask gives worker k an order and returns where its answer comes.
+func (f *fleet) ask(k int, o *order) (<-chan tally, error) {
+	ch := make(chan tally, 1)
+	f.mu.Lock()
+	if f.broken != nil {
+		f.mu.Unlock()
+		return nil, f.broken
+	}
+	f.lastID++
+	o.ID = f.lastID
+	f.answers[o.ID] = ch
+	f.mu.Unlock()
+	if err := f.workers[k].enc.Encode(o); err != nil {
+		return nil, fmt.Errorf("a worker process of the generator is gone: %w", err)
+	}
+	return ch, nil
+}
+
+// stopGrace is how long workers may take to stop.
+const stopGrace = 15 * time.Second
+
+// do gives every worker an order, made by build for each, and waits until all
+// are done. When ctx ends the workers are told to stop, and what they did is
+// still returned.
+func (f *fleet) do(ctx context.Context, build func(k int) order) ([]tally, error) {
+	var waits []<-chan tally
+	for k := range f.workers {
+		o := build(k)
+		ch, err := f.ask(k, &o)
+		if err != nil {
+			return nil, err
+		}
+		waits = append(waits, ch)
+	}
+	var tallies []tally
+	var grace <-chan time.Time
+	stopped := ctx.Done()
+	for len(waits) > 0 {
+		select {
+		case t, ok := <-waits[0]:
+			if !ok {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				return nil, f.broken
+			}
+			tallies, waits = append(tallies, t), waits[1:]
+		case <-stopped:
+			stopped = nil
+			grace = time.After(stopGrace)
+			for k := range f.workers {
+				if _, err := f.ask(k, &order{Do: doStop}); err != nil {
+					return nil, err
+				}
+			}
+		case <-grace:
+			return nil, errors.New("a worker process of the generator does not answer")
+		}
+	}
+	return tallies, nil
+}
+
+// spread returns worker k's part of n when every worker has one in proportion.
+func (f *fleet) spread(n, k int) int {
+	before := 0
+	for _, share := range f.share[:k] {
+		before += share
+	}
+	return n*(before+f.share[k])/f.conns - n*before/f.conns
+}
+
+// now sums the latest tallies.
+func (f *fleet) now() (sum counts) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.latest {
+		sum.add(&f.latest[i])
+	}
+	return sum
+}
+
+// count returns the sums and the merged histograms, and has the workers count
+// anew if reset is set.
+func (f *fleet) count(reset bool) (sum counts, hists map[string]*hdrhistogram.Histogram, err error) {
+	tallies, err := f.do(context.Background(), func(int) order { return order{Do: doTally, Reset: reset} })
+	if err != nil {
+		return f.now(), map[string]*hdrhistogram.Histogram{}, err
+	}
+	hists = map[string]*hdrhistogram.Histogram{}
+	for i := range tallies {
+		sum.add(&tallies[i].counts)
+		for name, text := range tallies[i].Hists {
+			h, err := hdrhistogram.Decode([]byte(text))
+			if err != nil {
+				return sum, hists, fmt.Errorf("histogram %s of a worker: %w", name, err)
+			}
+			if hists[name] == nil {
+				hists[name] = newHistogram()
+			}
+			hists[name].Merge(h)
+		}
+	}
+	return sum, hists, nil
+}
+
+// close ends the workers and their connections.
+func (f *fleet) close() {
+	f.mu.Lock()
+	f.closing = true
+	f.mu.Unlock()
+	for _, w := range f.workers {
+		w.in.Close()
+	}
+	f.done.Wait()
+	for _, w := range f.workers {
+		_ = w.cmd.Wait() // its end was asked for
+	}
+}

@@ -1,0 +1,139 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os/exec"
+	"time"
+)
+
+// herdCmd asks: everyone is dropped at once and comes back: how long does that
+// take, and what do those feel who stayed?
+type herdCmd struct {
+	common
+	Live     int           `default:"100" help:"Connections that stay and talk all the time, where the generator does the dropping."`
+	LiveRate float64       `default:"200" help:"Messages a second of theirs."`
+	Message  string        `default:"{\"id\":1,\"ping\":{}}" help:"What they send."`
+	Percent  float64       `default:"100" help:"How many of the connections are dropped, where the generator does that; never the live ones."`
+	Command  string        `placeholder:"SHELL" help:"What makes the server drop its clients, say a restart of it. Default: the generator closes the connections."`
+	Obey     bool          `negatable:"" default:"true" help:"Wait as the server's goodbye says before coming back."`
+	Patience time.Duration `default:"2m" help:"Who is not back by then stays away."`
+}
+
+func (cmd *herdCmd) Run(ctx context.Context, std streams) error {
+	return execute(ctx, "herd", cmd.common, std.out, std.err, func(s *session, _ *subject) error {
+		if cmd.Live < 0 || cmd.Live >= cmd.N || cmd.LiveRate <= 0 || cmd.Patience <= 0 {
+			return usagef("--live must be 0 to one less than the connections, --live-rate and --patience more than 0")
+		}
+		if cmd.Percent <= 0 || cmd.Percent > 100 {
+			return usagef("--percent must be more than 0 and at most 100")
+		}
+		if cmd.Command != "" && cmd.Floor {
+			return usagef("--command is for the server alone, so it cannot be measured with --floor")
+		}
+		return nil
+	}, cmd.measure)
+}
+
+func (cmd *herdCmd) measure(ctx context.Context, s *session) error {
+	for _, sub := range s.subjects {
+		if _, err := s.open(ctx, sub); err != nil {
+			return err
+		}
+		if err := cmd.one(ctx, s, sub); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// calm is how long the live clients are listened to before the drop.
+const calm = 3 * time.Second
+
+func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
+	f := sub.fleet
+	live := &talk{Active: cmd.Live, MessageRate: cmd.LiveRate, Message: cmd.Message, Duration: calm}
+	if cmd.Live > 0 {
+		if _, err := f.do(ctx, sub.talkOrder(live)); err != nil {
+			return err
+		}
+	}
+	_, hists, err := f.count(true)
+	if err != nil || ctx.Err() != nil {
+		return errors.Join(err, ctx.Err())
+	}
+	sub.putHist("before", hists[histEcho])
+
+	live.Duration = cmd.Patience
+	talkCtx, hush := context.WithCancel(ctx)
+	talked := make(chan error, 1)
+	if cmd.Live > 0 {
+		go func() {
+			_, err := f.do(talkCtx, sub.talkOrder(live))
+			talked <- err
+		}()
+	} else {
+		talked <- nil
+	}
+	err = cmd.drop(ctx, s, sub)
+	hush()
+	if err = errors.Join(err, <-talked); err != nil {
+		return err
+	}
+	_, hists, err = f.count(false)
+	if err != nil {
+		return err
+	}
+	sub.putHist("meanwhile", hists[histEcho])
+	sub.putHist("outage", hists[histOutage])
+	sub.putHist(histHandshake, hists[histHandshake])
+	return ctx.Err()
+}
+
+// drop ends the connections and waits until they are back.
+func (cmd *herdCmd) drop(ctx context.Context, s *session, sub *subject) error {
+	stop := s.watch(sub, "come back", s.N, func(c *counts) int { return c.Open })
+	defer stop()
+	spent := sub.meter()
+	began := nanos()
+	ran := make(chan error, 1)
+	keep := max(cmd.Live, s.N-int(math.Ceil(float64(s.N)*cmd.Percent/100)))
+	if cmd.Command != "" {
+		keep = 0
+		go func() {
+			out, err := exec.CommandContext(ctx, "sh", "-c", cmd.Command).CombinedOutput()
+			if err != nil {
+				err = fmt.Errorf("--command: %w: %s", err, out)
+			}
+			ran <- err
+		}()
+	} else {
+		ran <- nil
+	}
+	tallies, err := sub.fleet.do(ctx, func(k int) order {
+		return order{Do: doHerd, Keep: sub.fleet.spread(keep, k), Drop: cmd.Command == "", Obey: cmd.Obey, Timeout: cmd.Patience}
+	})
+	if err = errors.Join(err, <-ran); err != nil {
+		return err
+	}
+	dropped, back, last := 0, 0, began
+	for _, t := range tallies {
+		dropped, back, last = dropped+t.Round.Expected, back+t.Round.Got, max(last, t.Round.Last)
+	}
+	c := sub.fleet.now()
+	sub.put("dropped", float64(dropped))
+	sub.put("back", float64(back))
+	sub.put("back_s", float64(last-began)/1e9)
+	sub.put("attempts", float64(c.Attempts))
+	sub.put("goodbyes", float64(c.Goodbyes))
+	sub.spend(spent(), c.Opened)
+	sub.putCPU("cpu_us_per_connect")
+	if back < dropped && ctx.Err() == nil {
+		return fmt.Errorf("%s: %s of %s connections did not come back within %s", sub.Name, thousands(float64(dropped-back)), thousands(float64(dropped)), cmd.Patience)
+	}
+	return nil
+}

@@ -1,0 +1,520 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/gobwas/ws"
+
+	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// TestLies has a server drop one delivery in a thousand, double one, swap two
+// and delay one by half a second: all of it is counted, and nothing else.
+func TestLies(t *testing.T) {
+	const conns, rounds = 100, 20
+	f := newFake(t)
+	var deliveries atomic.Int64
+	f.publish = func(c *fakeConn, seq int, payload []byte) {
+		if c.held != nil {
+			c.say(payload)
+			c.say(c.held)
+			c.held = nil
+			return
+		}
+		switch n := deliveries.Add(1); {
+		case n%1000 == 500:
+			return // dropped
+		case seq == 3 && c.index == 7:
+			c.say(payload)
+			c.say(payload)
+		case seq == 9 && c.index == 31:
+			c.held = bytes.Clone(payload) // comes after the next
+		case seq == 12 && c.index == 50:
+			time.AfterFunc(500*time.Millisecond, func() { c.say(payload) })
+		default:
+			c.say(payload)
+		}
+	}
+	o := loadtest(t, "broadcast", "--url", f.url, "--trigger", f.trigger, "-n", strconv.Itoa(conns),
+		"--rounds", strconv.Itoa(rounds), "--wait", "1s", "--late", "400ms")
+	o.want(t, map[string]float64{
+		"connections": conns, "rounds": rounds, "expected": conns * rounds,
+		"delivered": conns*rounds - 2, "missing": 2, "doubled": 1, "misordered": 1,
+	})
+	// The swapped one is late as well; a slow machine may add to them.
+	if late := o.value(t, "late"); late < 2 {
+		t.Errorf("late is %v, want the delayed and the swapped delivery", late)
+	}
+	if longest := o.value(t, "delivery_max_ms"); longest < 500 {
+		t.Errorf("the longest delivery took %v ms, one was delayed by 500", longest)
+	}
+	if want := "missing 2, doubled 1, out of order 1"; o.status != 1 || !strings.Contains(o.err, want) {
+		t.Errorf("status %d, %q; want 1 and %q", o.status, o.err, want)
+	}
+}
+
+// testEngine is an engine with open connections that have no sockets.
+func testEngine(conns int) *engine {
+	e := &engine{buf: make([]byte, 64<<10), hists: newHists(), now: nanos()}
+	for _, name := range []string{histHandshake, histDelivery, histEcho, histOutage, histLag} {
+		e.hists[name] = newHistogram()
+	}
+	for range conns {
+		e.conns = append(e.conns, conn{fd: -1, state: opened})
+	}
+	return e
+}
+
+func TestLateIsCountedExactly(t *testing.T) {
+	e := testEngine(1)
+	e.arm(&order{Run: "r", Rounds: 100, Late: time.Duration(nanos() / 2)})
+	for seq := 1; seq <= 100; seq++ {
+		at := nanos()
+		if seq%10 == 0 {
+			at = 1 // when the machine was started
+		}
+		e.message(0, &e.conns[0], appendStamp(nil, "r", seq, at))
+	}
+	if e.total.Late != 10 || e.total.Delivered != 100 {
+		t.Errorf("%d late of %d, want 10 of 100", e.total.Late, e.total.Delivered)
+	}
+}
+
+// TestCountsAreExact mixes up the messages of many rounds at random and
+// compares with counting them one by one.
+func TestCountsAreExact(t *testing.T) {
+	const conns, rounds = 7, 300
+	e := testEngine(conns)
+	e.arm(&order{Run: "abc", Rounds: rounds, Late: time.Hour})
+	rng := rand.New(rand.NewPCG(1, 2))
+	var delivered, doubled, misordered uint64
+	for i := range conns {
+		seen, high := map[int]bool{}, 0
+		for range 2 * rounds {
+			seq := 1 + rng.IntN(rounds)
+			e.message(i, &e.conns[i], appendStamp([]byte(`{"x":"`), "abc", seq, nanos()))
+			switch {
+			case seen[seq]:
+				doubled++
+			case seq < high:
+				misordered++
+				delivered++
+			default:
+				delivered++
+			}
+			if !seen[seq] {
+				high = max(high, seq)
+			}
+			seen[seq] = true
+		}
+	}
+	if c := e.total; c.Delivered != delivered || c.Doubled != doubled || c.Misordered != misordered {
+		t.Errorf("delivered %d, doubled %d, out of order %d; want %d, %d, %d", c.Delivered, c.Doubled, c.Misordered, delivered, doubled, misordered)
+	}
+	e.message(0, &e.conns[0], appendStamp(nil, "another", 1, nanos()))
+	e.message(0, &e.conns[0], appendStamp(nil, "abc", rounds+1, nanos()))
+	if e.total.Delivered != delivered || e.total.Doubled != doubled {
+		t.Error("a message of another run was counted")
+	}
+}
+
+// TestPercentiles sends random latencies through the histograms of three
+// workers and their merging, and compares with the sorted values.
+func TestPercentiles(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	merged := newHistogram()
+	var values []float64
+	for range 3 {
+		e := testEngine(0)
+		for range 20000 {
+			v := int64(math.Exp(rng.Float64()*15) * 1000) // 1 µs to 3 s
+			e.record(histDelivery, v)
+			values = append(values, float64(v))
+		}
+		b, err := e.hists[histDelivery].Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := hdrhistogram.Decode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		merged.Merge(h)
+	}
+	slices.Sort(values)
+	r := newResult("", "")
+	r.putHist("delivery", merged)
+	for _, p := range percentiles {
+		rank := max(1, int(math.Ceil(p.at/100*float64(len(values)))))
+		want := values[rank-1] / 1e6
+		got := r.Values["delivery_"+p.key+"_ms"]
+		if math.Abs(got-want) > want/1000+0.001 { // 0.1 %, and microseconds
+			t.Errorf("%s is %v ms, of the sorted values it is %v", p.key, got, want)
+		}
+	}
+}
+
+// TestOpenLoop has a server answer nothing until 50 messages have come: a
+// generator that waits for answers would never send them, and the first
+// answers must be told as late as they are.
+func TestOpenLoop(t *testing.T) {
+	f := newFake(t)
+	var mu sync.Mutex
+	var owed []*fakeConn
+	open := false
+	f.message = func(c *fakeConn, _ []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		owed = append(owed, c)
+		if open = open || len(owed) == 50; open {
+			for _, c := range owed {
+				c.say([]byte("pong"))
+			}
+			owed = nil
+		}
+	}
+	o := loadtest(t, "echo", "--url", f.url, "-n", "10", "--active", "5", "--message-rate", "200", "--duration", "500ms", "--message", "hello")
+	o.want(t, map[string]float64{"connections": 10, "active": 5, "sent": 100, "replies": 100, "unanswered": 0})
+	// The 50th message is due 245 ms after the first.
+	if longest := o.value(t, "echo_max_ms"); longest < 245 {
+		t.Errorf("the longest wait was %v ms, the first answer came 245 ms after its message was due", longest)
+	}
+	if o.status != 0 {
+		t.Errorf("status %d: %s", o.status, o.err)
+	}
+}
+
+func TestSaturatedEcho(t *testing.T) {
+	f := newFake(t)
+	f.message = (*fakeConn).say
+	o := loadtest(t, "echo", "--url", f.url, "-n", "20", "--active", "8", "--procs", "3", "--message-rate", "0", "--duration", "100ms")
+	if sent, replies := o.value(t, "sent"), o.value(t, "replies"); sent < 8 || sent != replies {
+		t.Errorf("%v sent, %v replies", sent, replies)
+	}
+}
+
+func TestConnect(t *testing.T) {
+	f := newFake(t)
+	f.greeting = wire.AppendFrame(nil, ws.OpText, []byte(`{"welcome":{"conn":"x","ping":0}}`))
+	page := filepath.Join(t.TempDir(), "report.html")
+	o := loadtest(t, "connect", "--url", f.url+"?user={n}", "-n", "50", "--procs", "2", "--hold", "1ms", "--floor",
+		"--pid", strconv.Itoa(os.Getpid()), "--report", page)
+	o.want(t, map[string]float64{"connections": 50})
+	for _, key := range []string{"handshake_p99_ms", "cpu_us_per_connect", "resident_bytes", "threads", "connects_per_s"} {
+		if o.value(t, key) <= 0 {
+			t.Errorf("%s is %v", key, o.value(t, key))
+		}
+	}
+	if len(o.Results) != 2 || o.Results[1].Name != "floor" || o.Results[1].Values["connections"] != 50 {
+		t.Errorf("the floor is missing: %+v", o.Results)
+	}
+	html, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"<svg", "Handshake", "memory a connection", "descriptors a process"} {
+		if !bytes.Contains(html, []byte(want)) {
+			t.Errorf("the report does not have %q", want)
+		}
+	}
+	for _, never := range []string{"<script", "src=", "@import", "<link"} {
+		if bytes.Contains(html, []byte(never)) {
+			t.Errorf("the report has %q: it must not need a network", never)
+		}
+	}
+}
+
+func TestHerd(t *testing.T) {
+	f := newFake(t)
+	f.message = (*fakeConn).say
+	o := loadtest(t, "herd", "--url", f.url, "-n", "40", "--live", "4", "--live-rate", "100", "--percent", "50", "--floor")
+	o.want(t, map[string]float64{"connections": 40, "dropped": 20, "back": 20, "attempts": 20})
+	if o.value(t, "outage_p50_ms") <= 0 || o.value(t, "meanwhile_p50_ms") <= 0 || o.value(t, "before_p50_ms") <= 0 {
+		t.Error("a latency is missing")
+	}
+	if o.status != 0 {
+		t.Errorf("status %d: %s", o.status, o.err)
+	}
+}
+
+// TestHerdObeys has the server drop everybody with a goodbye.
+func TestHerdObeys(t *testing.T) {
+	f := newFake(t)
+	kick := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		f.mu.Lock()
+		conns := slices.Clone(f.conns)
+		f.mu.Unlock()
+		for _, c := range conns {
+			c.say([]byte(`{"goodbye":{"code":3001,"reason":"shutdown","retry_after_ms":300}}`))
+			_, _ = c.Write(wire.AppendClose(nil, 3001, "shutdown"))
+			c.Close()
+		}
+	}))
+	defer kick.Close()
+	port := kick.URL[strings.LastIndexByte(kick.URL, ':')+1:]
+	command := fmt.Sprintf(`exec 3<>/dev/tcp/127.0.0.1/%s; printf 'GET / HTTP/1.0\r\n\r\n' >&3; cat <&3`, port)
+	o := loadtest(t, "herd", "--url", f.url, "-n", "20", "--live", "0", "--command", "bash -c '"+strings.ReplaceAll(command, "'", `'\''`)+"'")
+	o.want(t, map[string]float64{"connections": 20, "dropped": 20, "back": 20, "goodbyes": 20})
+	if d := o.value(t, "outage_max_ms"); d < 300 {
+		t.Errorf("the last was back after %v ms, goodbye asked for 300", d)
+	}
+}
+
+// TestServerDies has the server go away in the third of ten rounds.
+func TestServerDies(t *testing.T) {
+	f := newFake(t)
+	f.publish = func(c *fakeConn, seq int, payload []byte) {
+		if seq < 3 {
+			c.say(payload)
+		} else {
+			c.Close()
+		}
+	}
+	o := loadtest(t, "broadcast", "--url", f.url, "--trigger", f.trigger, "-n", "10", "--rounds", "10")
+	o.want(t, map[string]float64{"delivered": 20, "rounds": 3, "lost": 10})
+	if o.status != 1 || !strings.Contains(o.err, "did the server die?") || o.Error == "" {
+		t.Errorf("status %d, %q", o.status, o.err)
+	}
+}
+
+// TestInterrupted ends a run early; what was measured is told.
+func TestInterrupted(t *testing.T) {
+	f := newFake(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var n atomic.Int64
+	f.message = func(c *fakeConn, payload []byte) {
+		c.say(payload)
+		if n.Add(1) == 20 {
+			cancel()
+		}
+	}
+	o := loadtestUntil(ctx, t, "echo", "--url", f.url, "-n", "10", "--active", "10", "--message-rate", "1000", "--duration", "1h")
+	if o.value(t, "replies") < 20 || !strings.Contains(o.out, `"interrupted": true`) {
+		t.Errorf("no report of what was measured: %s", o.out)
+	}
+}
+
+// TestOneSentence wants every fault told in one line, with the right status.
+func TestOneSentence(t *testing.T) {
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no entry", http.StatusForbidden)
+	}))
+	defer refusing.Close()
+	refused := "ws" + strings.TrimPrefix(refusing.URL, "http")
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	go func() {
+		for {
+			c, err := silent.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	f := newFake(t)
+	nobody, err := freeAddr()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args   string
+		status int
+		want   string
+	}{
+		{"connect --url ws://" + nobody, 1, "is the server running?"},
+		{"connect --url " + refused, 1, "403 Forbidden no entry"},
+		{"connect --url ws://" + silent.Addr().String(), 1, "without an answer"},
+		{"connect --url wss://127.0.0.1:1/", 2, "TLS"},
+		{"connect --url nonsense", 2, "not a WebSocket URL"},
+		{"connect --url ws://127.0.0.1:99999/", 2, "port"},
+		{"connect --url ws://192.0.2.1/", 2, "--allow-remote"},
+		{"connect --url " + f.url + " -n 0", 2, "--n"},
+		{"connect --url " + f.url + " -n 100000000", 1, "does not allow"},
+		{"connect --url " + f.url + " --pid 999999999", 2, "no such process"},
+		{"connect --url " + f.url + " --header nocolon", 2, "--header"},
+		{"connect --url " + f.url + " --source here", 2, "--source"},
+		{"connect --url " + f.url + " --server-cpu 100000", 2, "no CPU"},
+		{"connect --no-such-flag", 2, "unknown flag"},
+		{"broadcast --url " + f.url + " --trigger http://192.0.2.1/", 2, "--allow-remote"},
+		{"broadcast --url " + f.url + " --trigger " + refusing.URL, 1, "publish: POST"},
+		{"broadcast --url " + f.url + " --rounds 0", 2, "--rounds"},
+		{"broadcast --url " + f.url + " --size 5", 2, "--size"},
+		{"echo --url " + f.url + " --active 2000", 2, "--active"},
+		{"echo --url " + f.url + " -n 1 --active 1 --duration 10ms --message-rate 1000", 1, "were not answered"},
+		{"herd --url " + f.url + " -n 1", 2, "--live"},
+		{"herd --url " + f.url + " --percent 0", 2, "--percent"},
+		{"bench --tocsin /dev/null/nothing", 2, "--tocsin"},
+	} {
+		if strings.Contains(c.args, "not answered") && testing.Short() {
+			continue
+		}
+		o := loadtest(t, strings.Fields(c.args)...)
+		last := o.err[strings.LastIndex(strings.TrimSpace(o.err), "\n")+1:]
+		if c.want == "does not allow" {
+			last = o.err // and every limit in a line of its own
+		}
+		if o.status != c.status || !strings.Contains(last, c.want) {
+			t.Errorf("%s: status %d, %q; want %d, %q", c.args, o.status, o.err, c.status, c.want)
+		}
+	}
+}
+
+// stream is what comes from a server: the head, a welcome, a ping, a message in
+// pieces, and the messages 1 to rounds.
+func stream(e *engine, rounds int) []byte {
+	var key [24]byte
+	b := append([]byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: "), floor.AppendAccept(nil, e.appendKey(key[:0], 0))...)
+	b = append(b, "\r\n\r\n"...)
+	b = wire.AppendFrame(b, ws.OpText, []byte(`{"welcome":{"conn":"x"}}`))
+	b = wire.AppendFrame(b, ws.OpPong, []byte("?"))
+	for seq := 1; seq <= rounds; seq++ {
+		m := append(appendStamp([]byte(`{"topic":"t","data":"`), "run", seq, nanos()), bytes.Repeat([]byte("."), seq%200)...)
+		if seq%3 == 0 {
+			b = append(wire.AppendHeader(b, ws.OpText, false, 30), m[:30]...)
+			b = wire.AppendFrame(b, ws.OpPong, nil)
+			b = append(wire.AppendHeader(b, ws.OpContinuation, true, len(m)-30), m[30:]...)
+			continue
+		}
+		b = wire.AppendFrame(b, ws.OpText, m)
+	}
+	return b
+}
+
+func asking(rounds int) *engine {
+	e := testEngine(1)
+	e.conns[0].state = asked
+	e.dial.flying, e.dial.pending = 1, 1
+	e.arm(&order{Run: "run", Rounds: rounds, Late: time.Hour})
+	return e
+}
+
+// TestEverySplit cuts a stream in two at every byte.
+func TestEverySplit(t *testing.T) {
+	const rounds = 6
+	whole := stream(asking(rounds), rounds)
+	for cut := range whole {
+		e := asking(rounds)
+		for _, part := range [][]byte{whole[:cut], whole[cut:]} {
+			if len(part) > 0 && !e.take(0, &e.conns[0], bytes.Clone(part)) {
+				t.Fatalf("cut at %d: the connection was given up: %v %v", cut, e.total.Failures, e.total.Lost)
+			}
+		}
+		if e.total.Delivered != rounds || e.total.Messages != rounds+1 || e.total.Misordered+e.total.Doubled != 0 || e.conns[0].extra != nil {
+			t.Fatalf("cut at %d: %+v, extra %v", cut, e.total, e.conns[0].extra)
+		}
+	}
+}
+
+// FuzzTake feeds a worker what a server must not send.
+func FuzzTake(f *testing.F) {
+	f.Add(stream(asking(4), 4), uint8(7))
+	f.Add([]byte("HTTP/1.1 503 Service Unavailable\r\n\r\n"), uint8(3))
+	f.Add([]byte("HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x7f\xff\xff\xff\xff\xff\xff\xff\xff"), uint8(1))
+	hists := testEngine(0).hists // five large ones
+	f.Fuzz(func(t *testing.T, b []byte, step uint8) {
+		e := &engine{hists: hists, conns: []conn{{fd: -1, state: asked}}}
+		e.dial.flying, e.dial.pending = 1, 1
+		e.arm(&order{Run: "run", Rounds: 4, Late: time.Hour})
+		for size := int(step) + 1; len(b) > 0; {
+			n := min(size, len(b))
+			if !e.take(0, &e.conns[0], bytes.Clone(b[:n])) {
+				break
+			}
+			b = b[n:]
+		}
+		if c := e.total; c.Delivered > 4 || c.Open < 0 || c.Open > 1 || e.dial.pending < 0 {
+			t.Errorf("%+v", c)
+		}
+	})
+}
+
+func TestTakeDoesNotAllocate(t *testing.T) {
+	e := testEngine(1)
+	e.arm(&order{Run: "run", Rounds: 1000, Late: time.Hour})
+	frame := wire.AppendFrame(nil, ws.OpText, appendStamp([]byte(`{"topic":"t","seq":1,"data":"`), "run", 5, nanos()))
+	if n := testing.AllocsPerRun(1000, func() { e.take(0, &e.conns[0], frame) }); n != 0 {
+		t.Errorf("%v allocations a delivery", n)
+	}
+}
+
+// TestConnIsSmall keeps the generator able to hold a million.
+func TestConnIsSmall(t *testing.T) {
+	if size := unsafe.Sizeof(conn{}); size > 48 {
+		t.Errorf("a connection has %d bytes, want at most 48", size)
+	}
+}
+
+func TestParse(t *testing.T) {
+	if got := string(parseRequest("a{n}b{x}c{key}{n").append(nil, 7, []byte("K"))); got != "a7b{x}cK{n" {
+		t.Errorf("request %q", got)
+	}
+	for _, c := range []struct{ got, want string }{
+		{withTopic("ws://h/ws", "a b"), "ws://h/ws?topics=a+b"},
+		{withTopic("ws://h/ws?user={n}", "t"), "ws://h/ws?user={n}&topics=t"},
+		{withTopic("ws://h/ws?topics=x", "t"), "ws://h/ws?topics=x"},
+		{withHost("ws://h:1/ws?a=b", "i:2"), "ws://i:2/ws?a=b"},
+		{withHost("ws://h:1", "i:2"), "ws://i:2"},
+		{thousands(1234567), "1,234,567"},
+		{thousands(-1000), "-1,000"},
+		{thousands(-0.1), "0"},
+		{cell(12.345, "µs", true), "12.3 µs"},
+		{cell(0.012, "ms", true), "0.012 ms"},
+		{cell(1234, "ms", true), "1234 ms"},
+		{commandLine([]string{"x", "--url", "ws://h/?a={n}", "--api-key", "secret", "--api-key=secret"}), "loadtest --url 'ws://h/?a={n}' --api-key … --api-key=…"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%q, want %q", c.got, c.want)
+		}
+	}
+	if median([]float64{3, 1, 2}) != 2 || median([]float64{4, 1, 2, 3}) != 2.5 {
+		t.Error("median")
+	}
+}
+
+// TestServersAreSpread gives two servers half of the connections each.
+func TestServersAreSpread(t *testing.T) {
+	a, b := newFake(t), newFake(t)
+	host := func(f *fake) string { return strings.TrimSuffix(strings.TrimPrefix(f.url, "ws://"), "/ws") }
+	var mu sync.Mutex
+	got := map[string]int{}
+	for name, f := range map[string]*fake{"a": a, "b": b} {
+		f.message = func(c *fakeConn, payload []byte) {
+			mu.Lock()
+			got[name]++
+			mu.Unlock()
+			c.say(payload)
+		}
+	}
+	o := loadtest(t, "echo", "--servers", host(a)+","+host(b), "-n", "10", "--active", "10", "--message-rate", "100", "--duration", "200ms")
+	o.want(t, map[string]float64{"connections": 10, "sent": 20, "replies": 20})
+	mu.Lock()
+	defer mu.Unlock()
+	if got["a"] != 10 || got["b"] != 10 {
+		t.Errorf("messages by server: %v", got)
+	}
+}

@@ -1,0 +1,61 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// machine says where a run took place.
+type machine struct {
+	CPU         string `json:"cpu"`
+	CPUs        int    `json:"cpus"`
+	Memory      int64  `json:"memory_bytes"`
+	Kernel      string `json:"kernel"`
+	Descriptors uint64 `json:"descriptors"` // the hard limit of one process
+	PortRange   string `json:"port_range"`
+	Somaxconn   string `json:"somaxconn"`
+}
+
+func thisMachine() (m machine) {
+	m.CPUs = runtime.NumCPU()
+	m.CPU = runtime.GOARCH
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range bytes.Lines(b) {
+			if name, value, ok := bytes.Cut(line, []byte(":")); ok && string(bytes.TrimSpace(name)) == "model name" {
+				m.CPU = string(bytes.TrimSpace(value))
+				break
+			}
+		}
+	}
+	if b, err := os.ReadFile("/proc/meminfo"); err == nil {
+		m.Memory = procField(b, "MemTotal:") << 10
+	}
+	m.Kernel = setting("/proc/sys/kernel/osrelease")
+	m.PortRange = setting("/proc/sys/net/ipv4/ip_local_port_range")
+	m.Somaxconn = setting("/proc/sys/net/core/somaxconn")
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
+		m.Descriptors = limit.Max
+	}
+	return m
+}
+
+func setting(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.Join(strings.Fields(string(b)), "–")
+}
+
+// String is the machine in a line.
+func (m machine) String() string {
+	return fmt.Sprintf("%d × %s, %d GiB, Linux %s", m.CPUs, m.CPU, (m.Memory+1<<29)>>30, m.Kernel)
+}

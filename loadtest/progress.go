@@ -1,0 +1,65 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// progress tells how a run is getting on: a bar on a terminal, a line every
+// few seconds elsewhere.
+type progress struct {
+	w    io.Writer
+	live bool
+	bar  *progressbar.ProgressBar
+	what string
+	next time.Time
+}
+
+const lineEvery = 5 * time.Second
+
+func newProgress(w io.Writer) *progress {
+	f, isFile := w.(*os.File)
+	return &progress{w: w, live: isFile && term.IsTerminal(int(f.Fd()))}
+}
+
+// begin starts a phase; total is what at counts up to, -1 if nobody knows.
+func (p *progress) begin(what string, total int) {
+	p.end()
+	p.what = what
+	if !p.live {
+		fmt.Fprintln(p.w, what)
+		p.next = time.Now().Add(lineEvery)
+		return
+	}
+	p.bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(p.w), progressbar.OptionSetDescription(what),
+		progressbar.OptionSetWidth(24), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
+		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
+}
+
+// at tells how far the phase is; text says more.
+func (p *progress) at(n int, text string) {
+	switch {
+	case p.bar != nil:
+		p.bar.Describe(p.what + " (" + text + ")")
+		_ = p.bar.Set(n) // over the total is no harm
+	case p.what != "" && time.Now().After(p.next):
+		fmt.Fprintf(p.w, "%s: %s, %s\n", p.what, thousands(float64(n)), text)
+		p.next = time.Now().Add(lineEvery)
+	}
+}
+
+// end finishes a phase.
+func (p *progress) end() {
+	if p.bar != nil {
+		_ = p.bar.Finish() // it only fails with its writer
+		p.bar = nil
+	}
+	p.what = ""
+}

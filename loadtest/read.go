@@ -1,0 +1,197 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"slices"
+	"strconv"
+
+	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
+
+	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// read takes what a socket has; a read that does not fill the buffer has
+// emptied it.
+func (e *engine) read(i int, c *conn) {
+	for {
+		n, errno := floor.Recv(int(c.fd), e.buf)
+		switch {
+		case errno == unix.EAGAIN:
+			return
+		case errno != 0:
+			e.ended(i, c, errnoName(errno))
+			return
+		case n == 0:
+			e.ended(i, c, "end of stream")
+			return
+		}
+		if !e.take(i, c, e.buf[:n]) || n < len(e.buf) {
+			return
+		}
+	}
+}
+
+// ended is the end of a socket, in or after the handshake.
+func (e *engine) ended(i int, c *conn, how string) {
+	if c.state == opened {
+		e.lose(i, c, how)
+	} else {
+		e.fail(i, c, how)
+	}
+}
+
+// lose ends an open connection.
+func (e *engine) lose(i int, c *conn, how string) {
+	e.closeConn(c)
+	e.total.Open--
+	count(&e.total.Lost, how)
+	e.deliver.lost(i)
+	e.echo.lost(i, c)
+	if !e.herd.has(i) {
+		c.state = idle
+		return
+	}
+	e.herd.left(e, i, c)
+}
+
+// take reads b, which came behind what was left over before. It returns false
+// when the connection is gone.
+func (e *engine) take(i int, c *conn, b []byte) bool {
+	if x := c.extra; x != nil && len(x.half) > 0 {
+		b = append(x.half, b...)
+		x.half = nil
+	}
+	if c.state == asked {
+		size, reason := e.answered(i, b)
+		if reason != "" {
+			e.fail(i, c, reason)
+			return false
+		}
+		if size == 0 {
+			c.more().half = slices.Clone(b)
+			return true
+		}
+		b = b[size:]
+		e.welcome(i, c)
+	}
+	fd := c.fd
+	for len(b) > 0 {
+		h, size := wire.ParseHeader(b)
+		if size > 0 && (h.Length < 0 || h.Length > maxFrame || h.Masked || h.Rsv != 0) {
+			e.lose(i, c, "not a frame that a server may send")
+			return false
+		}
+		if size == 0 || int64(len(b)-size) < h.Length {
+			c.more().half = slices.Clone(b)
+			return true
+		}
+		e.frame(i, c, h, b[size:size+int(h.Length)])
+		if c.fd != fd {
+			return false
+		}
+		b = b[size+int(h.Length):]
+	}
+	c.less()
+	return true
+}
+
+// more returns the connection's extra, a new one if it has none.
+func (c *conn) more() *extra {
+	if c.extra == nil {
+		c.extra = &extra{}
+	}
+	return c.extra
+}
+
+// less lets go of an extra that holds nothing.
+func (c *conn) less() {
+	if x := c.extra; x != nil && len(x.half)+len(x.fragment)+len(x.out) == 0 {
+		c.extra = nil
+	}
+}
+
+func (e *engine) frame(i int, c *conn, h ws.Header, payload []byte) {
+	switch {
+	case h.OpCode == ws.OpPing:
+		if errno := e.send(c, wire.AppendMasked(nil, ws.OpPong, true, [4]byte{1, 2, 3, 4}, payload)); errno != 0 {
+			e.lose(i, c, errnoName(errno))
+		}
+	case h.OpCode == ws.OpClose:
+		how := "close without a code"
+		if len(payload) >= 2 {
+			how = "close " + strconv.Itoa(int(binary.BigEndian.Uint16(payload)))
+		}
+		_ = e.send(c, wire.AppendMasked(nil, ws.OpClose, true, [4]byte{1, 2, 3, 4}, payload[:min(2, len(payload))])) // it is over either way
+		e.lose(i, c, how)
+	case h.OpCode == ws.OpPong:
+	case !h.Fin:
+		x := c.more()
+		x.fragment = append(x.fragment, payload...)
+		if len(x.fragment) > maxFrame {
+			e.lose(i, c, "message over 16 MiB")
+		}
+	case h.OpCode == ws.OpContinuation && c.extra != nil:
+		whole := append(c.extra.fragment, payload...)
+		c.extra.fragment = nil
+		e.message(i, c, whole)
+	default:
+		e.message(i, c, payload)
+	}
+}
+
+// message takes a whole data message.
+func (e *engine) message(i int, c *conn, b []byte) {
+	e.total.Messages++
+	switch {
+	case bytes.HasPrefix(b, []byte(`{"welcome":`)):
+	case bytes.HasPrefix(b, []byte(`{"goodbye":`)):
+		var notice wire.Event
+		if json.Unmarshal(b, &notice) == nil && notice.Goodbye != nil {
+			e.total.Goodbyes++
+			c.retry = uint32(max(notice.Goodbye.RetryAfterMS, 0))
+		}
+	case e.deliver.take(e, i, c, b):
+	default:
+		e.replied(i, c)
+	}
+}
+
+// send writes b whole; what the socket refuses is kept and sent when it can be.
+func (e *engine) send(c *conn, b []byte) unix.Errno {
+	n := 0
+	if c.extra == nil || len(c.extra.out) == 0 {
+		var errno unix.Errno
+		if n, errno = floor.Send(int(c.fd), b); errno != 0 && errno != unix.EAGAIN {
+			return errno
+		}
+	}
+	if n < len(b) {
+		x := c.more()
+		x.out = append(x.out, b[n:]...)
+	}
+	return 0
+}
+
+// flush sends what was refused, and then the messages that were due meanwhile.
+func (e *engine) flush(i int, c *conn) {
+	x := c.extra
+	n, errno := floor.Send(int(c.fd), x.out)
+	if errno != 0 {
+		if errno != unix.EAGAIN {
+			e.ended(i, c, errnoName(errno))
+		}
+		return
+	}
+	x.out = x.out[n:]
+	if len(x.out) == 0 {
+		x.out = nil
+		c.less()
+		e.echo.catchUp(e, i, c)
+	}
+}

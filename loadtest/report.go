@@ -1,0 +1,269 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// figure is something that a scenario measures; its key is what --json calls
+// it.
+type figure struct {
+	key, label, unit string
+	ratio            bool // worth telling as a multiple of the floor's
+}
+
+// figures are all there are, in the order of the report.
+var figures = slices.Concat(
+	[]figure{
+		{"connections", "connections open", "", false},
+		{"failed", "handshakes failed", "", false},
+		{"lost", "connections lost", "", false},
+		{"connect_s", "time to open them", "s", false},
+		{"connects_per_s", "connects a second", "", false},
+	},
+	percentileFigures("handshake", "handshake"),
+	[]figure{
+		{"cpu_us_per_connect", "server CPU a connect", "µs", true},
+		{"rounds", "messages published", "", false},
+		{"expected", "deliveries expected", "", false},
+		{"delivered", "delivered", "", false},
+		{"missing", "missing", "", false},
+		{"doubled", "doubled", "", false},
+		{"misordered", "out of order", "", false},
+		{"late", "late", "", false},
+	},
+	percentileFigures("delivery", "publish to delivery"),
+	percentileFigures("fanout", "publish to last delivery"),
+	[]figure{
+		{"deliveries_per_s", "deliveries a second", "", true},
+		{"cpu_us_per_delivery", "server CPU a delivery", "µs", true},
+		{"active", "connections that talk", "", false},
+		{"sent", "messages sent", "", false},
+		{"replies", "replies", "", false},
+		{"unanswered", "unanswered", "", false},
+		{"messages_per_s", "replies a second", "", true},
+	},
+	percentileFigures("echo", "send to reply"),
+	[]figure{
+		{"cpu_us_per_message", "server CPU a message", "µs", true},
+		{"dropped", "connections dropped", "", false},
+		{"back", "connections back", "", false},
+		{"back_s", "time until all are back", "s", true},
+		{"attempts", "attempts to come back", "", true},
+		{"goodbyes", "goodbyes received", "", false},
+	},
+	percentileFigures("outage", "drop to back"),
+	percentileFigures("before", "live clients before: send to reply"),
+	percentileFigures("meanwhile", "live clients meanwhile: send to reply"),
+	[]figure{
+		{"idle_cpu_percent", "server CPU while idle", "%", false},
+		{"resident_bytes", "server memory, resident", "B", false},
+		{"proportional_bytes", "server memory, proportional", "B", false},
+		{"threads", "server threads", "", false},
+		{"user_bytes_per_connection", "memory a connection: user space", "B", false},
+		{"kernel_bytes_per_connection", "memory a connection: kernel, both ends", "B", false},
+		{"kernel_server_bytes_per_connection", "memory a connection: kernel, server side (estimate)", "B", false},
+		{"generator_cpu_us", "generator CPU for each of them", "µs", false},
+		{"generator_bytes_per_connection", "generator memory a connection", "B", false},
+		{"generator_busy_percent", "generator busy", "%", false},
+	},
+)
+
+var percentiles = []struct {
+	key, label string
+	at         float64
+}{
+	{"p50", "median", 50}, {"p90", "90 %", 90}, {"p99", "99 %", 99}, {"p999", "99.9 %", 99.9}, {"max", "longest", 100},
+}
+
+func percentileFigures(key, label string) (list []figure) {
+	for _, p := range percentiles {
+		list = append(list, figure{key + "_" + p.key + "_ms", label + ", " + p.label, "ms", true})
+	}
+	return list
+}
+
+// result is what was measured of one subject.
+type result struct {
+	Name     string             `json:"name"`
+	URL      string             `json:"url"`
+	Values   map[string]float64 `json:"values"`
+	Failures map[string]uint64  `json:"failures,omitempty"`
+	Lost     map[string]uint64  `json:"lost,omitempty"`
+	Slabs    []slabDelta        `json:"kernel_caches,omitempty"`
+
+	hists   map[string]*hdrhistogram.Histogram
+	samples []sample
+}
+
+// sample is one moment of a run.
+type sample struct {
+	at       time.Duration // since the run began
+	open     int
+	resident int64
+}
+
+func (r *result) put(key string, v float64) { r.Values[key] = v }
+
+// putHist notes a histogram and its percentiles.
+func (r *result) putHist(key string, h *hdrhistogram.Histogram) {
+	if h == nil || h.TotalCount() == 0 {
+		return
+	}
+	r.hists[key] = h
+	for _, p := range percentiles {
+		r.put(key+"_"+p.key+"_ms", float64(h.ValueAtQuantile(p.at))/1e6)
+	}
+}
+
+// report is what a run tells.
+type report struct {
+	Scenario    string    `json:"scenario"`
+	Command     string    `json:"command"`
+	Started     time.Time `json:"started"`
+	Seconds     float64   `json:"seconds"`
+	Machine     machine   `json:"machine"`
+	Results     []*result `json:"results"` // the server, and the floor if it was asked for
+	Notes       []string  `json:"notes,omitempty"`
+	Interrupted bool      `json:"interrupted,omitempty"`
+	Error       string    `json:"error,omitempty"`
+}
+
+func (r *report) note(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !slices.Contains(r.Notes, text) {
+		r.Notes = append(r.Notes, text)
+	}
+}
+
+// ratio returns the first result's figure as a multiple of the floor's.
+func (r *report) ratio(f figure) (float64, bool) {
+	if len(r.Results) < 2 || !f.ratio {
+		return 0, false
+	}
+	a, ok := r.Results[0].Values[f.key]
+	b, also := r.Results[1].Values[f.key]
+	return a / b, ok && also && b > 0
+}
+
+// writeJSON writes the report for machines, the ratios included.
+func (r *report) writeJSON(w io.Writer) error {
+	ratios := map[string]float64{}
+	for _, f := range figures {
+		if v, ok := r.ratio(f); ok {
+			ratios[f.key] = v
+		}
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(struct {
+		*report
+		Ratios map[string]float64 `json:"ratios,omitempty"`
+	}{r, ratios})
+}
+
+// writeTable writes the report for people.
+func (r *report) writeTable(w io.Writer) error {
+	fmt.Fprintf(w, "loadtest %s, %s, %s\n", r.Scenario, r.Machine, r.Started.Format(time.DateTime))
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight) // the padded first column stands to the left
+	row := func(label string, cells ...string) {
+		fmt.Fprintf(t, "%-52s\t%s\t\n", label, strings.Join(cells, "\t"))
+	}
+	var names []string
+	for _, res := range r.Results {
+		names = append(names, res.Name)
+	}
+	if len(names) > 1 {
+		names = append(names, "ratio")
+	}
+	row("", names...)
+	for _, f := range figures {
+		var cells []string
+		known := false
+		for _, res := range r.Results {
+			v, ok := res.Values[f.key]
+			known = known || ok
+			cells = append(cells, cell(v, f.unit, ok))
+		}
+		if v, ok := r.ratio(f); ok {
+			cells = append(cells, fmt.Sprintf("%.2f", v))
+		} else if len(names) > len(cells) {
+			cells = append(cells, "")
+		}
+		if known {
+			row(f.label, cells...)
+		}
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, res := range r.Results {
+		writeReasons(w, res.Name+": handshakes failed", res.Failures)
+		writeReasons(w, res.Name+": connections lost", res.Lost)
+		for _, s := range res.Slabs {
+			fmt.Fprintf(w, "%s: kernel cache %-22s %6.2f objects, %6.0f B a connection\n", res.Name, s.Cache, s.Objects, s.Bytes)
+		}
+	}
+	for _, note := range r.Notes {
+		fmt.Fprintln(w, "note: "+note)
+	}
+	if r.Interrupted {
+		fmt.Fprintln(w, "note: interrupted; this is what was measured until then")
+	}
+	return nil
+}
+
+func writeReasons(w io.Writer, what string, reasons map[string]uint64) {
+	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+		fmt.Fprintf(w, "%s: %s × %s\n", what, thousands(float64(reasons[reason])), reason)
+	}
+}
+
+func cell(v float64, unit string, ok bool) string {
+	switch {
+	case !ok:
+		return ""
+	case unit == "":
+		return thousands(v)
+	case unit == "B":
+		return thousands(v) + " B"
+	case unit == "%":
+		return fmt.Sprintf("%.1f %%", v)
+	}
+	return fmt.Sprintf("%.*f %s", max(0, 2-int(math.Log10(max(v, 0.01)))), v, unit)
+}
+
+// thousands writes a whole number with commas.
+func thousands(v float64) string {
+	s := fmt.Sprintf("%.0f", math.Abs(v))
+	var b strings.Builder
+	if v <= -0.5 {
+		b.WriteByte('-')
+	}
+	for i, c := range s {
+		if i > 0 && (len(s)-i)%3 == 0 {
+			b.WriteByte(',')
+		}
+		b.WriteRune(c)
+	}
+	return b.String()
+}
+
+// median returns the middle of values, of an even number the mean of two.
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return math.NaN()
+	}
+	v := slices.Sorted(slices.Values(values))
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+}

@@ -1,0 +1,184 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// usageError is a wish that cannot be; the program ends with status 2.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// target is a WebSocket URL as the generator sees it.
+type target struct {
+	url     *url.URL
+	addr    netip.AddrPort
+	request string // with {n} and {key} in it
+}
+
+// parseTarget reads a ws:// URL, in which {n} stands for the number of the
+// connection, and looks its host up. Only loopback addresses are allowed
+// unless remote is set.
+func parseTarget(ctx context.Context, raw string, headers []string, remote bool) (*target, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, usagef("%s is not a URL: %w", raw, errors.Unwrap(err))
+	case u.Scheme == "wss" || u.Scheme == "https":
+		return nil, usagef("%s: loadtest does not speak TLS: give the plain port behind it, as ws://", raw)
+	case u.Scheme != "ws" && u.Scheme != "http" || u.Host == "":
+		return nil, usagef("%s is not a WebSocket URL, as ws://127.0.0.1:8080/ws is", raw)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "80"
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", raw, err)
+	}
+	ip := ips[0].Unmap()
+	for _, other := range ips {
+		if other.Unmap().Is4() { // what most servers listen on
+			ip = other.Unmap()
+			break
+		}
+	}
+	addr, err := netip.ParseAddrPort(net.JoinHostPort(ip.String(), port))
+	if err != nil {
+		return nil, usagef("%s: port %s is not one", raw, port)
+	}
+	if !ip.IsLoopback() && !remote {
+		return nil, usagef("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", raw)
+	}
+	t := &target{url: u, addr: addr}
+	path := u.EscapedPath()
+	if path == "" {
+		path = "/"
+	}
+	if u.RawQuery != "" {
+		path += "?" + u.RawQuery
+	}
+	path = strings.NewReplacer("%7Bn%7D", "{n}", "%7bn%7d", "{n}", " ", "%20").Replace(path)
+	var b strings.Builder
+	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n", path, u.Host)
+	for _, h := range headers {
+		name, value, ok := strings.Cut(h, ":")
+		if !ok || strings.ContainsAny(h, "\r\n") {
+			return nil, usagef("--header %q is not a name, a colon and a value", h)
+		}
+		fmt.Fprintf(&b, "%s: %s\r\n", strings.TrimSpace(name), strings.TrimSpace(value))
+	}
+	b.WriteString("\r\n")
+	t.request = b.String()
+	return t, nil
+}
+
+// withTopic has the connections of a URL subscribe to a topic, unless the URL
+// names topics itself. It is not parsed for that, because of the {n} in it.
+func withTopic(raw, topic string) string {
+	_, query, has := strings.Cut(raw, "?")
+	sep := "?"
+	if has {
+		sep = "&"
+	}
+	if strings.HasPrefix(query, "topics=") || strings.Contains(query, "&topics=") {
+		return raw
+	}
+	return raw + sep + "topics=" + url.QueryEscape(topic)
+}
+
+// probe opens one connection and closes it, so that what is wrong with the
+// server or the URL can be said in a sentence before thousands try.
+func (t *target) probe(ctx context.Context) error {
+	d := net.Dialer{Timeout: 5 * time.Second}
+	conn, err := d.DialContext(ctx, "tcp", t.addr.String())
+	if err != nil {
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return fmt.Errorf("nothing listens on %s: is the server running?", t.addr)
+		}
+		return fmt.Errorf("%s cannot be reached: %w", t.url.Redacted(), err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second)) // a fresh TCP connection takes one
+	e := engine{}
+	var key [24]byte
+	if _, err = conn.Write(parseRequest(t.request).append(nil, 0, e.appendKey(key[:0], 0))); err != nil {
+		return fmt.Errorf("%s ended the connection: %w", t.url.Redacted(), err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
+		return fmt.Errorf("%s closed the connection without an answer: does it want TLS?", t.url.Redacted())
+	case err != nil:
+		return fmt.Errorf("%s did not answer in HTTP: %w", t.url.Redacted(), err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
+		line, _, _ := bytes.Cut(bytes.TrimSpace(text), []byte("\n"))
+		return fmt.Errorf("%s refused the upgrade: %s %s", t.url.Redacted(), resp.Status, line)
+	}
+	_, _ = conn.Write(wire.AppendMasked(nil, 8, true, [4]byte{1, 2, 3, 4}, []byte{3, 0xe8})) // a polite 1000; the close follows anyway
+	return nil
+}
+
+// sourcesFor returns the addresses to connect from: of each the kernel gives
+// out about 28,000 ports towards one server, and gets slow near the last.
+func sourcesFor(conns int, targets []*target, given []string) ([]string, error) {
+	for _, s := range given {
+		if _, err := netip.ParseAddr(s); err != nil {
+			return nil, usagef("--source %s is not an IP address", s)
+		}
+	}
+	if len(given) > 0 {
+		return given, nil
+	}
+	for _, t := range targets {
+		if !t.addr.Addr().Is4() || !t.addr.Addr().IsLoopback() {
+			return nil, nil
+		}
+	}
+	const ports = 10000
+	sources := []string{}
+	for n := range (conns/len(targets) + ports - 1) / ports {
+		sources = append(sources, fmt.Sprintf("127.0.%d.%d", 1+n/250, 1+n%250))
+	}
+	return sources, nil
+}
+
+// withHost returns a URL with another host and port.
+func withHost(raw, host string) string {
+	at := strings.Index(raw, "://")
+	if at < 0 {
+		return raw
+	}
+	at += len("://")
+	rest := strings.IndexAny(raw[at:], "/?")
+	if rest < 0 {
+		return raw[:at] + host
+	}
+	return raw[:at] + host + raw[at+rest:]
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback() || host == "localhost"
+}
