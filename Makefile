@@ -78,12 +78,17 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 	done <<< "$$targets"
 
 .PHONY: bench
-bench: ## run every benchmark, one package at a time
+bench: go-bench ## run every benchmark, then memory and CPU as ratios to a bare loop
+	@go build -o bin/ ./cmd/tocsin ./loadtest
+	bin/loadtest bench --tocsin bin/tocsin $(BENCH)
+
+.PHONY: go-bench
+go-bench: # the benchmarks of the packages, one package at a time
 	@go test -p 1 -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
 
 .PHONY: bench-smoke
 bench-smoke: ## run every benchmark once
-	@$(MAKE) bench BENCHTIME=1x
+	@$(MAKE) bench BENCHTIME=1x BENCH="-n 300 --rounds 1 --settle 1s --duration 200ms --active 100"
 
 .PHONY: faults
 faults: ## run the fault tests at full size
