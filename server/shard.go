@@ -1,6 +1,7 @@
 package server
 
 import (
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
@@ -52,8 +53,14 @@ const (
 )
 
 const (
-	turnBudget   = 2 * time.Millisecond   // then other shards go first
-	sliceBudget  = time.Millisecond       // of a fan-out, before reads go first
+	turnBudget  = 2 * time.Millisecond // then other shards go first
+	sliceBudget = time.Millisecond     // of a fan-out, before reads go first
+	// The poller's goroutine only ever leaves its processor for system calls.
+	// The runtime's monitor takes the processor from one that has not been
+	// rescheduled for 10 ms, and then watches closely, every 20 µs, for a
+	// while; a goroutine that yields in time lets it sleep. At 10,000 messages
+	// a second that is 9 % of the CPU.
+	yieldAfter   = 4 * time.Millisecond
 	inlineBudget = 250 * time.Microsecond // then a turn moves from the poller to the pool
 )
 
@@ -125,6 +132,10 @@ func (s *shard) wakeHere(w *worker) {
 	}
 	s.woken.Store(int64(s.srv.kernel.Now()))
 	w.guardedTurn(s)
+	if w.exact-w.yielded > yieldAfter {
+		w.yielded = w.exact
+		runtime.Gosched()
+	}
 }
 
 // guardedTurn is what the pool does around a turn that it runs.
@@ -254,11 +265,11 @@ func (w *worker) takeInbox() {
 	for {
 		items, accepted := s.inbox.take(s.spareItems, s.spareAccepted)
 		s.spareItems, s.spareAccepted = nil, nil
+		for _, fd := range accepted { // first, so that a drain finds them
+			w.attach(int(fd), nil)
+		}
 		for i := range items {
 			w.do(&items[i])
-		}
-		for _, fd := range accepted {
-			w.attach(int(fd), nil)
 		}
 		clear(items)
 		if cap(items) <= keepInbox {

@@ -17,6 +17,8 @@ type worker struct {
 	exact time.Duration // kernel.Now, read once a round
 	now   stamp         // the server's clock, which does not count pauses
 
+	yielded time.Duration // when the poller last gave way to other goroutines
+
 	in     []byte // received
 	out    []byte // replies of the connection being served
 	join   []byte // outbox entries that leave together
