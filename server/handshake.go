@@ -103,11 +103,11 @@ func badRequest(text string) *refusal { return &refusal{400, rejectHead, text} }
 
 // request is a checked request head; its slices point into it.
 type request struct {
-	head                           []byte
-	path, query                    []byte
-	host, upgrade, connection      []byte
-	key, version, protocol, length []byte
-	chunked                        bool
+	head                      []byte
+	path, query               []byte
+	host, upgrade, connection []byte
+	key, version, protocol    []byte
+	length, encoding          []byte
 }
 
 // parseHead checks every line of a whole head, RFC 9112 sections 3 to 5, and
@@ -177,46 +177,27 @@ func (r *request) parseField(line []byte) *refusal {
 			return badRequest("a control character in a header field")
 		}
 	}
-	var field *[]byte
-	switch len(name) {
-	case 4:
-		if equalFold(name, "host") {
-			field = &r.host
+	for _, known := range [...]struct {
+		name string
+		to   *[]byte
+	}{
+		{"host", &r.host},
+		{"upgrade", &r.upgrade},
+		{"connection", &r.connection},
+		{"sec-websocket-key", &r.key},
+		{"sec-websocket-version", &r.version},
+		{"sec-websocket-protocol", &r.protocol},
+		{"content-length", &r.length},
+		{"transfer-encoding", &r.encoding},
+	} {
+		if !equalFold(name, known.name) {
+			continue
 		}
-	case 7:
-		if equalFold(name, "upgrade") {
-			field = &r.upgrade
+		if *known.to != nil {
+			return badRequest("header field " + string(name) + " comes twice")
 		}
-	case 10:
-		if equalFold(name, "connection") {
-			field = &r.connection
-		}
-	case 14:
-		if equalFold(name, "content-length") {
-			field = &r.length
-		}
-	case 17:
-		if equalFold(name, "sec-websocket-key") {
-			field = &r.key
-		} else if equalFold(name, "transfer-encoding") {
-			r.chunked = true
-		}
-	case 21:
-		if equalFold(name, "sec-websocket-version") {
-			field = &r.version
-		}
-	case 22:
-		if equalFold(name, "sec-websocket-protocol") {
-			field = &r.protocol
-		}
+		*known.to = value
 	}
-	if field == nil {
-		return nil
-	}
-	if *field != nil {
-		return badRequest("header field " + string(name) + " comes twice")
-	}
-	*field = value
 	return nil
 }
 
@@ -228,7 +209,7 @@ func (r *request) check() *refusal {
 		return badRequest("malformed header field Host")
 	case r.protocol != nil && !isTokenList(r.protocol):
 		return badRequest("malformed header field Sec-WebSocket-Protocol")
-	case r.chunked || r.length != nil:
+	case r.encoding != nil || r.length != nil:
 		return &refusal{400, rejectBody, "an upgrade has no body"}
 	case r.upgrade == nil:
 		return &refusal{426, rejectUpgrade, "this is a WebSocket endpoint: connect to it with a WebSocket client, for example new WebSocket(\"ws://\" + location.host + location.pathname) in a browser"}
