@@ -62,34 +62,33 @@ func (w *worker) takeHead(c *conn, b []byte) {
 	}
 }
 
-// find looks for the blank line and returns the index behind it, or -1.
+// find looks for the blank line and returns the index behind it, or -1. What
+// stands in the lines is judged later.
 func (s *headScan) find(b []byte) (end int, bad *refusal) {
-	for ; s.at < len(b); s.at++ {
-		if s.at >= maxHead {
-			return 0, &refusal{431, rejectHead, "a head of more than 8 KiB"}
+	for {
+		last := min(len(b), maxHead)
+		n := bytes.IndexByte(b[s.at:last], '\n')
+		if n >= 0 {
+			last = s.at + n
 		}
-		if s.at-s.line >= maxLine {
+		s.at = last
+		switch {
+		case last-s.line >= maxLine:
 			return 0, &refusal{431, rejectHead, "a line of more than 4 KiB"}
+		case n < 0 && len(b) > maxHead:
+			return 0, &refusal{431, rejectHead, "a head of more than 8 KiB"}
+		case n < 0:
+			return -1, nil
+		case last == s.line || b[last-1] != '\r':
+			return 0, badRequest("a line ends without carriage return")
+		case last-s.line == 1 && s.fields > 0:
+			return last + 1, nil
 		}
-		switch c := b[s.at]; {
-		case c == '\n':
-			if s.at == 0 || b[s.at-1] != '\r' {
-				return 0, badRequest("a line ends without carriage return")
-			}
-			if s.at-s.line == 1 && s.fields > 0 {
-				return s.at + 1, nil
-			}
-			if s.fields++; s.fields > maxFields+1 {
-				return 0, &refusal{431, rejectHead, "more than 64 header fields"}
-			}
-			s.line = s.at + 1
-		case c == 0:
-			return 0, badRequest("a NUL byte in the head")
-		case s.at > 0 && b[s.at-1] == '\r':
-			return 0, badRequest("a carriage return inside a line")
+		if s.fields++; s.fields > maxFields+1 {
+			return 0, &refusal{431, rejectHead, "more than 64 header fields"}
 		}
+		s.at, s.line = last+1, last+1
 	}
-	return -1, nil
 }
 
 // refusal is an HTTP answer other than 101.
@@ -145,10 +144,8 @@ func (r *request) parseRequestLine(line []byte, path string) *refusal {
 	case target[0] != '/' && string(target) != "*":
 		return badRequest("the request target is not a path")
 	}
-	for _, c := range target {
-		if c <= ' ' || c >= 0x7f || c == '#' {
-			return badRequest("a control character, raw byte or fragment in the request target")
-		}
+	if !all(target, inTarget) {
+		return badRequest("a control character, raw byte or fragment in the request target")
 	}
 	if string(method) == http.MethodHead {
 		return &refusal{405, rejectMethod, ""}
@@ -172,10 +169,8 @@ func (r *request) parseField(line []byte) *refusal {
 	if value = bytes.Trim(value, " \t"); value == nil {
 		value = line[len(line):] // empty, but there
 	}
-	for _, c := range value {
-		if c < ' ' && c != '\t' || c == 0x7f {
-			return badRequest("a control character in a header field")
-		}
+	if !all(value, inValue) {
+		return badRequest("a control character in a header field")
 	}
 	for _, known := range [...]struct {
 		name string
@@ -205,7 +200,7 @@ func (r *request) check() *refusal {
 	switch {
 	case len(r.host) == 0:
 		return badRequest("header field Host is missing")
-	case !isHost(r.host):
+	case !all(r.host, inHost):
 		return badRequest("malformed header field Host")
 	case r.protocol != nil && !isTokenList(r.protocol):
 		return badRequest("malformed header field Sec-WebSocket-Protocol")
@@ -231,34 +226,50 @@ func (r *request) check() *refusal {
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
-// isToken reports whether b is a token of RFC 9110 section 5.6.2.
-func isToken(b []byte) bool {
-	for _, c := range b {
-		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
-		if !letter && !isDigit(c) && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
-			return false
+// The bytes that may stand in a part of a head.
+const (
+	inToken  = 1 << iota // RFC 9110 section 5.6.2
+	inValue              // field values, RFC 9110 section 5.5
+	inTarget             // request targets, here without a fragment
+	inHost               // host and port, RFC 3986 section 3.2
+)
+
+var byteClass = func() (class [256]uint8) {
+	for i := range class {
+		c := byte(i)
+		alnum := isDigit(c) || c|0x20 >= 'a' && c|0x20 <= 'z'
+		if alnum || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0 {
+			class[i] |= inToken
+		}
+		if alnum || strings.IndexByte("-._~%!$&'()*+;=:[]", c) >= 0 {
+			class[i] |= inHost
+		}
+		if c >= ' ' && c != 0x7f || c == '\t' {
+			class[i] |= inValue
+		}
+		if c > ' ' && c < 0x7f && c != '#' {
+			class[i] |= inTarget
 		}
 	}
-	return len(b) > 0
+	return class
+}()
+
+// all reports whether every byte of b may stand there.
+func all(b []byte, where uint8) bool {
+	class := uint8(0xff)
+	for _, c := range b {
+		class &= byteClass[c]
+	}
+	return class&where != 0
 }
+
+func isToken(b []byte) bool { return len(b) > 0 && all(b, inToken) }
 
 // isTokenList reports whether b is tokens between commas, with white space
 // around them: RFC 9110 section 5.6.1.
 func isTokenList(b []byte) bool {
 	for part := range bytes.SplitSeq(b, []byte(",")) {
 		if !isToken(bytes.Trim(part, " \t")) {
-			return false
-		}
-	}
-	return true
-}
-
-// isHost reports whether b has only bytes that RFC 3986 allows in a host and
-// port.
-func isHost(b []byte) bool {
-	for _, c := range b {
-		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
-		if !letter && !isDigit(c) && strings.IndexByte("-._~%!$&'()*+;=:[]", c) < 0 {
 			return false
 		}
 	}
