@@ -66,6 +66,17 @@ func (w *ackWait) ack(r ref) bool {
 	return true
 }
 
+// giveUp no longer waits for connection r.
+func (w *ackWait) giveUp(r ref) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i := slices.Index(w.refs, r); i >= 0 {
+		if w.refs = slices.Delete(w.refs, i, i+1); len(w.refs) == 0 {
+			close(w.all)
+		}
+	}
+}
+
 func (w *ackWait) has(r ref) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -79,14 +90,13 @@ func (w *ackWait) wait(ctx context.Context, timeout time.Duration) error {
 	defer timer.Stop()
 	select {
 	case <-w.all:
-		return nil
 	case <-timer.C:
 	case <-ctx.Done():
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.got) == 0 {
-		return fmt.Errorf("%w: %d devices, %s", ErrNoAck, len(w.refs), timeout)
+		return fmt.Errorf("%w: by none of its devices within %s", ErrNoAck, timeout)
 	}
 	return nil
 }

@@ -97,7 +97,9 @@ func publish(t *testing.T, srv *server.Server, topic, data string) server.Receip
 // until polls until ok.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(wstest.Timeout); !ok(); {
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(wstest.Timeout); !ok(); <-poll.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited for %s in vain", what)
 		}

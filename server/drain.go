@@ -15,6 +15,7 @@ import (
 // shard's turn.
 type drainPlan struct {
 	active bool
+	begun  bool          // something was closed
 	until  time.Duration // kernel.Now by which all are closed
 	next   time.Duration // when the next part is due
 	at     int           // the next local index
@@ -131,8 +132,12 @@ func (w *worker) drainSome() {
 	if w.exact < s.drain.next {
 		return
 	}
-	s.drain.next = w.exact + tickEvery*9/10
 	left := s.drain.until - w.exact
+	if !s.drain.begun && len(s.walks) > s.paced && left > w.srv.cfg.Drain*9/10 {
+		return // what was published before goes out first
+	}
+	s.drain.begun = true
+	s.drain.next = w.exact + tickEvery*9/10
 	n := s.open.len()
 	if left > tickEvery {
 		// The fraction is rounded by chance, so that shards do not step together.

@@ -1,3 +1,5 @@
+//go:build linux
+
 package server
 
 import (
@@ -50,7 +52,7 @@ func (c *client) farewell() (messages int, retry int, code wire.CloseCode) {
 // FAULTS D1, on sockets: each connection gets what was published, a time of its
 // own to come back, and a Close; those that ask now are turned away.
 func TestFaultD1(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	srv, addr := started(t, Config{Drain: time.Second, CloseTimeout: time.Second})
 	n := size(3000)
 	clients := make([]*client, n)
@@ -131,7 +133,7 @@ func TestDrainIsSpread(t *testing.T) {
 // FAULTS D2: when the context ends, so does everything, whoever still reads,
 // talks or holds a hook.
 func TestFaultD2(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	release := make(chan struct{})
 	var held atomic.Int32
 	srv, addr := started(t, Config{
@@ -201,5 +203,80 @@ func TestFaultR1(t *testing.T) {
 	}
 	if now := openFDs(); now != fds {
 		t.Errorf("%d descriptors, before there were %d", now, fds)
+	}
+}
+
+// A connection that was accepted just before the drain is part of it.
+func TestDrainTakesTheLastAccepted(t *testing.T) {
+	for _, hurry := range []bool{false, true} {
+		s := newSim(t, 1, Config{CloseTimeout: time.Second})
+		p := s.socket()
+		s.srv.draining.Store(true)
+		s.srv.hurryDrain.Store(hurry)
+		s.srv.admit([]int{p.fd})
+		s.srv.shards[0].inbox.append(item{kind: itemDrain})
+		s.run()
+		if !p.ends && !p.gone {
+			t.Errorf("in a hurry %v: the connection is left open", hurry)
+		}
+	}
+}
+
+// Every connection that had OnOpen has OnClose before Shutdown returns, even
+// when the pool is small and all leave at once.
+func TestOnCloseBeforeShutdown(t *testing.T) {
+	parallel(t)
+	var opened, closed atomic.Int32
+	srv, addr := started(t, Config{
+		HookWorkers: 1,
+		OnOpen:      func(Conn) { opened.Add(1) },
+		OnClose:     func(Conn, int) { closed.Add(1) },
+	})
+	const n = 200
+	for range n {
+		go dial(t, addr, "/ws").farewell()
+	}
+	eventually(t, "OnOpen", func() bool { return opened.Load() == n })
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if closed.Load() != n {
+		t.Errorf("OnClose was called for %d of %d", closed.Load(), n)
+	}
+}
+
+// What was published before the drain goes out before the first goodbye, even
+// if that takes many slices.
+func TestDrainLetsMessagesOut(t *testing.T) {
+	s := newSim(t, 1, Config{PingInterval: -1, Drain: 10 * time.Second})
+	var peers []*peer
+	for range 200 {
+		peers = append(peers, s.dial("/ws?topics=t"))
+	}
+	s.look = sliceBudget / 4
+	for range 40 {
+		if _, err := s.srv.Publish(t.Context(), "t", Message{Data: []byte(`"` + strings.Repeat("x", 1000) + `"`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.srv.draining.Store(true)
+	s.srv.drainUntil, s.srv.retryWindow = s.time+10*time.Second, 10_000
+	s.srv.shards[0].inbox.append(item{kind: itemDrain})
+	for range 110 {
+		s.time += tickEvery
+		s.turn(s.srv.shards[0])
+	}
+	for i, p := range peers {
+		messages, bye := 0, false
+		for _, f := range p.frames() {
+			if e, err := wire.ParseEvent(f.Payload); err == nil && e.Message != nil && !bye {
+				messages++
+			} else if err == nil && e.Goodbye != nil {
+				bye = true
+			}
+		}
+		if messages != 40 || !bye {
+			t.Fatalf("client %d got %d of 40 messages; told to go: %v", i, messages, bye)
+		}
 	}
 }

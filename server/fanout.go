@@ -326,7 +326,7 @@ func (w *worker) direct(it *item) {
 	c := w.shard.lookup(it.ref)
 	switch {
 	case c == nil || c.state != stateOpen:
-		note.status = w.dropped(it.m, dropGone)
+		note.status, note.gone = w.dropped(it.m, dropGone), true
 	case it.m.expired(w.exact):
 		note.status = w.dropped(it.m, dropTTL)
 	default:

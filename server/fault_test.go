@@ -1,3 +1,5 @@
+//go:build linux
+
 package server
 
 import (
@@ -104,7 +106,7 @@ func TestFaultH4(t *testing.T) {
 // connections, and wants all refused at the limit for little memory.
 func endlessHead(t *testing.T, head, more string) {
 	n := size(1000)
-	srv, addr := started(t, Config{CloseTimeout: time.Second})
+	srv, addr := started(t, Config{CloseTimeout: time.Second, HandshakeTimeout: time.Minute})
 	fds := make([]int, n)
 	for i := range fds {
 		fds[i] = rawSocket(t, addr)

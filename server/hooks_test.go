@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/gobwas/ws"
 
@@ -238,30 +236,6 @@ func TestFaultB5(t *testing.T) {
 			c.WantText("behind")
 		}
 		c.WantNothing()
-	}
-}
-
-// Every connection that had OnOpen has OnClose before Shutdown returns, even
-// when the pool is small.
-func TestOnCloseBeforeShutdown(t *testing.T) {
-	t.Parallel()
-	var opened, closed atomic.Int32
-	srv, addr := serve(t, server.Config{
-		HookWorkers:  1,
-		CloseTimeout: time.Second,
-		OnOpen:       func(server.Conn) { opened.Add(1) },
-		OnClose:      func(server.Conn, int) { closed.Add(1) },
-	})
-	const n = 200
-	for range n {
-		joined(t, addr, "/ws")
-	}
-	until(t, "OnOpen", func() bool { return opened.Load() == n })
-	if err := srv.Shutdown(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if closed.Load() != n {
-		t.Errorf("OnClose was called for %d of %d", closed.Load(), n)
 	}
 }
 

@@ -222,8 +222,9 @@ func (h *hub) deliver(p Publication, at Position) {
 // its stripe.
 func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 	m := p.out
-	if m == nil {
+	if m == nil || m.taken.Swap(true) {
 		m = h.srv.newMessage(&p.Message)
+		h.srv.publishBytes.Add(m.cost)
 	}
 	m.topic, m.policy = t, policyOf(h.srv.cfg.overflow(t.name))
 	m.encode(&wire.Message{Topic: t.name, Seq: seq, ID: p.Message.ID, Data: p.Message.Data}, h.raw.Load() > 0)

@@ -1,3 +1,5 @@
+//go:build linux
+
 package server
 
 import (
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/netpoll"
@@ -52,36 +55,46 @@ func wasClosed(code wire.CloseCode) func(*peer) bool {
 }
 
 var deadlines = []deadline{
-	{"handshake", func(c *Config) *time.Duration { return &c.HandshakeTimeout },
+	{
+		"handshake", func(c *Config) *time.Duration { return &c.HandshakeTimeout },
 		func(s *sim) *peer { return s.open() },
-		func(p *peer) bool { return p.gone && strings.HasPrefix(string(p.out), "HTTP/1.1 408 ") }},
-	{"message", func(c *Config) *time.Duration { return &c.MessageTimeout },
+		func(p *peer) bool { return p.gone && strings.HasPrefix(string(p.out), "HTTP/1.1 408 ") },
+	},
+	{
+		"message", func(c *Config) *time.Duration { return &c.MessageTimeout },
 		func(s *sim) *peer {
 			p := s.dial("/ws")
 			p.send(wstest.Frame{Op: ws.OpText, Payload: []byte("a"), More: true})
 			s.run()
 			return p
-		}, wasClosed(wire.ClosePolicy)},
+		}, wasClosed(wire.ClosePolicy),
+	},
 	{"write", func(c *Config) *time.Duration { return &c.WriteTimeout }, stuck, wasClosed(wire.CloseSlow)},
 	{"drain rate", func(c *Config) *time.Duration { return &c.DrainRate }, stuck, wasClosed(wire.CloseSlow)},
-	{"ping", func(c *Config) *time.Duration { return &c.PingInterval },
+	{
+		"ping", func(c *Config) *time.Duration { return &c.PingInterval },
 		func(s *sim) *peer { return s.dial("/ws") },
-		func(p *peer) bool { f := p.frames(); return len(f) == 1 && f[0].Op == ws.OpPing }},
-	{"pong", func(c *Config) *time.Duration { return &c.PongTimeout },
+		func(p *peer) bool { f := p.frames(); return len(f) == 1 && f[0].Op == ws.OpPing },
+	},
+	{
+		"pong", func(c *Config) *time.Duration { return &c.PongTimeout },
 		func(s *sim) *peer {
 			p := s.dial("/ws")
 			s.sweep(s.srv.cfg.PingInterval)
 			p.frames()
 			return p
-		}, wasClosed(wire.CloseNoPong)},
-	{"close", func(c *Config) *time.Duration { return &c.CloseTimeout },
+		}, wasClosed(wire.CloseNoPong),
+	},
+	{
+		"close", func(c *Config) *time.Duration { return &c.CloseTimeout },
 		func(s *sim) *peer {
 			p := s.dial("/ws")
 			s.srv.post(p.ref, item{kind: itemClose, x: closing{wire.CloseForceDisconnect, ""}})
 			s.run()
 			return p
 		},
-		func(p *peer) bool { return p.gone }},
+		func(p *peer) bool { return p.gone },
+	},
 }
 
 // FAULTS K5: whatever the clock says and however far apart the sweeps are, each
@@ -104,7 +117,7 @@ func TestFaultK5(t *testing.T) {
 				s := newSim(t, seed, cfg)
 				s.time = []time.Duration{0, 1<<32*stampUnit - limit/2, time.Duration(rng.Int64N(1 << 60))}[rng.IntN(3)]
 				p := d.begin(s)
-				start, due := s.time/stampUnit, limit/stampUnit
+				start, due := s.time/stampUnit, (limit+stampUnit-1)/stampUnit
 				for {
 					s.sweep(time.Duration(rng.Int64N(int64(limit)/3 + 1)))
 					late := s.time/stampUnit-start >= due
@@ -190,7 +203,11 @@ func started(t *testing.T, cfg Config) (srv *Server, addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	lc := net.ListenConfig{}
+	if small, ok := srv.kernel.(interface{ sendBuffer() int }); ok {
+		lc.Control = setBuffer(unix.SO_SNDBUF, small.sendBuffer())
+	}
+	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +230,7 @@ func started(t *testing.T, cfg Config) (srv *Server, addr string) {
 // FAULTS K1 and K2: when the clock jumps, or the process did not run, nobody
 // is cut, not even by a sweep that comes before the ticker knows.
 func TestFaultK1(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	k := &jumpKernel{kernel: system{start: time.Now()}}
 	srv, addr := started(t, Config{kernel: k, PingInterval: time.Second, PongTimeout: time.Second})
 	n := size(1000)

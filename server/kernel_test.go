@@ -1,3 +1,5 @@
+//go:build linux
+
 package server
 
 import (
@@ -28,6 +30,7 @@ type sim struct {
 	w     *worker
 	rng   *rand.Rand
 	time  time.Duration
+	look  time.Duration // that every look at the clock takes
 	sets  map[*netpoll.Set]int
 	peers map[int]*peer // by descriptor, the newest
 	order []*peer       // those that live, and some that did
@@ -110,7 +113,7 @@ func newSim(t testing.TB, seed uint64, cfg Config) *sim {
 
 // The kernel.
 
-func (s *sim) Now() time.Duration              { return s.time }
+func (s *sim) Now() time.Duration              { s.time += s.look; return s.time }
 func (s *sim) Accept(int) (int, netpoll.Errno) { return -1, unix.EAGAIN }
 func (s *sim) CloseWrite(fd int) netpoll.Errno { s.peer(fd).ends = true; return 0 }
 func (s *sim) peer(fd int) *peer {
@@ -208,8 +211,8 @@ func (s *sim) Wait(set *netpoll.Set, events []netpoll.Event) (int, netpoll.Errno
 
 // The test's side.
 
-// open accepts one connection; nothing is said yet.
-func (s *sim) open() *peer {
+// socket makes a connection that the server has not accepted yet.
+func (s *sim) socket() *peer {
 	s.t.Helper()
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
@@ -219,7 +222,14 @@ func (s *sim) open() *peer {
 	s.peers[fd] = p
 	s.order = append(slices.DeleteFunc(s.order, func(p *peer) bool { return p.gone }), p)
 	s.srv.conns.Add(1)
-	s.srv.admit([]int{fd})
+	return p
+}
+
+// open accepts one connection; nothing is said yet.
+func (s *sim) open() *peer {
+	s.t.Helper()
+	p := s.socket()
+	s.srv.admit([]int{p.fd})
 	s.run()
 	p.ref = s.slot(p).ref()
 	return p

@@ -16,12 +16,27 @@ import (
 // patience bounds every wait for something that has to happen.
 const patience = 30 * time.Second
 
-// size returns n in the long run, TOCSIN_FULL=1, and a tenth of it otherwise.
+// full is the long run, TOCSIN_FULL=1.
+var full = os.Getenv("TOCSIN_FULL") != ""
+
+// size returns n in the long run and a tenth of it otherwise.
 func size(n int) int {
-	if os.Getenv("TOCSIN_FULL") != "" {
+	if full {
 		return n
 	}
 	return (n + 9) / 10
+}
+
+// pairs is size for connections that have both ends in this process, whose
+// descriptors are 20,000 where the limit is low.
+func pairs(n int) int { return min(size(n), 9000) }
+
+// parallel lets the test run beside others, unless it is one of the long run:
+// two of those would need too many descriptors.
+func parallel(t *testing.T) {
+	if !full {
+		t.Parallel()
+	}
 }
 
 // TestMain runs the tests and then wants everything back that servers took:
@@ -77,11 +92,11 @@ var silent = slog.New(slog.NewTextHandler(io.Discard, nil))
 // eventually polls until ok, or fails the test.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !ok() {
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(patience); !ok(); <-poll.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited for %s in vain", what)
 		}
-		runtime.Gosched()
 	}
 }

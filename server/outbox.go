@@ -20,6 +20,7 @@ type message struct {
 	cost        int64           // what it takes of the publish budget
 	subscribers int             // connections it is for; set when it has its place
 
+	taken                    atomic.Bool // it is on its way to shards, or was given up
 	written, queued, dropped atomic.Int32
 	pending                  atomic.Int32  // shards that have not walked it yet
 	done                     chan struct{} // closed when there are none; nil if nobody waits
@@ -32,6 +33,7 @@ type message struct {
 type deviceNote struct {
 	ref    ref
 	status DeviceStatus
+	gone   bool // the connection had ended
 }
 
 func (m *message) expired(now time.Duration) bool { return m.expires != 0 && now >= m.expires }

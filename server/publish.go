@@ -21,6 +21,9 @@ func (srv *Server) Publish(ctx context.Context, topic string, m Message) (Receip
 	}
 	return srv.send(ctx, "publish", "topic "+topic, &m, func(out *message) (Receipt, error) {
 		at, err := srv.hub.bus.Publish(ctx, Publication{Topic: topic, Message: m, out: out})
+		if err == nil && !out.taken.Swap(true) {
+			srv.delivered(out) // nobody here, or it will come from elsewhere
+		}
 		return Receipt{Seq: at.Seq, Epoch: at.Epoch}, err
 	})
 }
@@ -117,7 +120,9 @@ func (srv *Server) deliverAndWait(ctx context.Context, m *Message, place func(*m
 	start := srv.kernel.Now()
 	receipt, err := place(out)
 	if err != nil {
-		srv.publishBytes.Add(-out.cost)
+		if !out.taken.Swap(true) {
+			srv.publishBytes.Add(-out.cost)
+		}
 		return Receipt{}, err
 	}
 	srv.stats.published.Add(1)
@@ -134,11 +139,30 @@ func (srv *Server) deliverAndWait(ctx context.Context, m *Message, place func(*m
 	case <-ctx.Done():
 		return receipt, fmt.Errorf("wait for delivery: %w", ctx.Err())
 	}
-	if out.acks != nil {
+	switch {
+	case out.allGone():
+		err = fmt.Errorf("%w: every connection has ended", ErrNobody)
+	case out.acks != nil:
+		for _, d := range out.devices {
+			if d.status == StatusDropped {
+				out.acks.giveUp(d.ref)
+			}
+		}
 		err = out.acks.wait(ctx, m.AckTimeout)
 	}
 	out.fill(srv, &receipt)
 	return receipt, err
+}
+
+// allGone reports whether m is a push and none of its connections is there
+// any more.
+func (m *message) allGone() bool {
+	for _, d := range m.devices {
+		if !d.gone {
+			return false
+		}
+	}
+	return len(m.devices) > 0
 }
 
 // fill completes the receipt of a message that all shards have walked.

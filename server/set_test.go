@@ -6,25 +6,27 @@ import (
 	"testing"
 )
 
-// setModel drives an fdset and a map with the same commands.
+// setModel drives an fdset, the members on top of one, and a map with the same
+// commands.
 type setModel struct {
-	t     *testing.T
-	set   fdset
-	model map[int]bool
+	t       *testing.T
+	set     fdset
+	members members
+	model   map[int]bool
 }
 
 func newSetModel(t *testing.T) *setModel { return &setModel{t: t, model: map[int]bool{}} }
 
 func (m *setModel) add(i int) {
-	if got := m.set.add(i); got == m.model[i] {
-		m.t.Fatalf("add(%d) is %v", i, got)
+	if a, b := m.set.add(i), m.members.add(i); a == m.model[i] || b == m.model[i] {
+		m.t.Fatalf("add(%d) is %v and %v", i, a, b)
 	}
 	m.model[i] = true
 }
 
 func (m *setModel) remove(i int) {
-	if got := m.set.remove(i); got != m.model[i] {
-		m.t.Fatalf("remove(%d) is %v", i, got)
+	if a, b := m.set.remove(i), m.members.remove(i); a != m.model[i] || b != m.model[i] {
+		m.t.Fatalf("remove(%d) is %v and %v", i, a, b)
 	}
 	delete(m.model, i)
 }
@@ -33,7 +35,7 @@ func (m *setModel) remove(i int) {
 // more than a bitmap need, in each case with room to change one's mind.
 func (m *setModel) check(top int) {
 	m.t.Helper()
-	var want, got []int
+	var want, got, members []int
 	for i := range m.model {
 		want = append(want, i)
 	}
@@ -41,11 +43,17 @@ func (m *setModel) check(top int) {
 	for i := m.set.next(0); i >= 0; i = m.set.next(i + 1) {
 		got = append(got, i)
 	}
+	for i := m.members.next(0); i >= 0; i = m.members.next(i + 1) {
+		members = append(members, i)
+	}
+	if !slices.Equal(members, want) || m.members.len() != len(want) || len(want) == 0 && m.members.more != nil {
+		m.t.Fatalf("the members are %v, want %v", members, want)
+	}
 	if !slices.Equal(got, want) || m.set.len() != len(want) {
 		m.t.Fatalf("the set of %d is %v, want %v", m.set.len(), got, want)
 	}
 	for _, i := range []int{0, 1, top / 2, top, top + 1, 2 * top} {
-		if m.set.has(i) != m.model[i] {
+		if m.set.has(i) != m.model[i] || m.members.has(i) != m.model[i] {
 			m.t.Fatalf("has(%d) is %v", i, m.set.has(i))
 		}
 	}
@@ -105,14 +113,5 @@ func TestFDSet(t *testing.T) {
 			m.remove(i)
 		}
 		m.check(top)
-	}
-}
-
-// A topic with one subscriber costs its set four bytes.
-func TestFDSetOfOne(t *testing.T) {
-	var s fdset
-	s.add(123456)
-	if cap(s.words) != 1 {
-		t.Errorf("one member takes %d words", cap(s.words))
 	}
 }

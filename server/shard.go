@@ -156,6 +156,7 @@ func (w *worker) turn(s *shard, inline bool) {
 		budget = inlineBudget
 	}
 	w.shard = s
+	w.out, w.half = w.out[:0], half{} // a turn that panicked may have left something
 	w.clock()
 	start := w.exact
 	s.srv.stats.wait.observe(start - time.Duration(s.woken.Load()))

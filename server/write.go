@@ -136,18 +136,24 @@ func (w *worker) budget(n int) {
 	}
 }
 
-// shed cuts the connection of this shard with the longest outbox. The shard
-// that adds to the sum is the one that takes from it.
+// shed cuts the connection of this shard with the longest outbox, or ends it
+// at once if it was cut before. The shard that adds to the sum is the one that
+// takes from it, and as what was added is there to be taken, the sum stays
+// within one message a worker of the budget.
 func (w *worker) shed() {
 	s := w.shard
 	var longest *conn
-	for i := s.open.next(0); i >= 0; i = s.open.next(i + 1) {
-		if c := s.at(i); c.ext != nil && (longest == nil || c.ext.out.bytes > longest.ext.out.bytes) {
+	for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
+		if c := s.at(i); c.ext != nil && c.ext.out.bytes > 0 && (longest == nil || c.ext.out.bytes > longest.ext.out.bytes) {
 			longest = c
 		}
 	}
-	if longest != nil {
+	switch {
+	case longest == nil:
+	case longest.state == stateOpen:
 		w.cut(longest, cutBudget)
+	default:
+		w.detach(longest)
 	}
 }
 
