@@ -90,6 +90,14 @@ go-bench: # the benchmarks of the packages, one package at a time
 bench-smoke: ## run every benchmark once
 	@$(MAKE) bench BENCHTIME=1x BENCH="-n 300 --rounds 1 --settle 1s --duration 200ms --active 100"
 
+.PHONY: million
+million: ## prove a million connections (N=…) to one server, in a virtual machine where the limits make that necessary; DOCS=1 updates docs/million.md
+	@loadtest/vm/run.sh
+
+.PHONY: compare
+compare: ## hold tocsin against the peers of loadtest/peers and write docs/comparison.md; COMPARE="-rounds 1" and the like
+	@go -C loadtest/peers run ./compare $(COMPARE)
+
 .PHONY: faults
 faults: ## run the fault tests at full size
 	@TOCSIN_FULL=1 go test -p 1 -count=1 -timeout 60m -run Fault ./...

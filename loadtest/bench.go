@@ -3,22 +3,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
-	"strconv"
-	"sync"
-	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -142,7 +134,7 @@ func (b *bench) memory(ctx context.Context, n int, row, query string, bar float6
 	// Under a tenth of a percent, a server has nothing to do; its runtime looks
 	// around now and then.
 	b.add(benchRow{Row: "idle", N: n, What: "CPU while idle, pings off", Unit: "%", Measured: t.Values["idle_cpu_percent"], Bar: 0.1})
-	routines, err := t.goroutines(ctx)
+	routines, err := t.publisher.metric(ctx, goroutines)
 	if err != nil {
 		return err
 	}
@@ -182,7 +174,7 @@ func (b *bench) work(ctx context.Context, n int) error {
 		}
 	}
 	if b.has("delivery") {
-		cmd := broadcastCmd{publisher: t.publisher, Rounds: 2 * b.Rounds, Wait: 30 * time.Second, Late: time.Minute}
+		cmd := broadcastCmd{publisher: t.publisher, Rounds: 2 * b.Rounds}
 		if err := b.measured(ctx, s, n, "delivery", "CPU of a delivery, 128 bytes to all", 1.10, cmd.onOpen); err != nil {
 			return b.blame(t, err)
 		}
@@ -228,13 +220,15 @@ func (b *bench) connects(ctx context.Context, n int, t *tocsin, floor *subject) 
 			if err != nil {
 				return err
 			}
-			if err := quiet(ctx, sub); err != nil { // the closes are not the next connect's
+			if sub == t.subject {
+				err = t.empty(ctx)
+			}
+			if err = errors.Join(err, quiet(ctx, sub)); err != nil { // the closes are not the next connect's
 				return err
 			}
 		}
 	}
-	b.compare("connect", "CPU of an accept to welcome", n, 1.80, both)
-	return nil
+	return b.compare("connect", "CPU of an accept to welcome", n, 1.80, both)
 }
 
 // quiet waits until a subject has nothing more to do.
@@ -257,9 +251,6 @@ func quiet(ctx context.Context, sub *subject) error {
 
 // measured runs a scenario on open connections and adds its row.
 func (b *bench) measured(ctx context.Context, s *session, n int, row, what string, bar float64, scenario func(context.Context, *session) error) error {
-	for _, sub := range s.subjects {
-		sub.cpu = nil
-	}
 	if err := errors.Join(scenario(ctx, s), ctx.Err()); err != nil {
 		return err
 	}
@@ -268,13 +259,16 @@ func (b *bench) measured(ctx context.Context, s *session, n int, row, what strin
 			return err
 		}
 	}
-	b.compare(row, what, n, bar, s.subjects)
-	return nil
+	return b.compare(row, what, n, bar, s.subjects)
 }
 
 // compare adds a row from the rounds of the server and the floor.
-func (b *bench) compare(row, what string, n int, bar float64, both []*subject) {
+func (b *bench) compare(row, what string, n int, bar float64, both []*subject) error {
 	r := benchRow{Row: row, N: n, What: what, Unit: "µs", Bar: bar, Rounds: both[0].cpu, Floors: both[1].cpu}
+	both[0].cpu, both[1].cpu = nil, nil
+	if len(r.Rounds) < b.Rounds || len(r.Floors) < b.Rounds {
+		return fmt.Errorf("row %s, %s connections: too short to measure: raise --duration, %s", row, thousands(float64(n)), b.Duration)
+	}
 	r.Measured, r.Floor = median(r.Rounds), median(r.Floors)
 	var ratios []float64 // of neighbours, so that a machine that slows down does not count
 	for k := range min(len(r.Rounds), len(r.Floors)) {
@@ -282,7 +276,7 @@ func (b *bench) compare(row, what string, n int, bar float64, both []*subject) {
 	}
 	r.Ratio = median(ratios)
 	b.add(r)
-	both[0].cpu, both[1].cpu = nil, nil
+	return nil
 }
 
 func (b *bench) add(r benchRow) {
@@ -347,157 +341,8 @@ func (b *bench) session(sub *subject, n int, more ...*subject) *session {
 // complete returns an error unless n connections were opened and are open.
 func (sub *subject) complete(n int) error {
 	if c := sub.fleet.now(); c.Open != n {
-		return fmt.Errorf("%s: %d of %d connections are open; failed %v, lost %v", sub.Name, c.Open, n, addReasons(sub.Failures, c.Failures), addReasons(sub.first.Lost, c.Lost))
+		sub.keep(&c)
+		return fmt.Errorf("%s: %d of %d connections are open; failed %v, lost %v", sub.Name, c.Open, n, sub.Failures, sub.Lost)
 	}
 	return nil
-}
-
-// tocsin is a server that the bench started.
-type tocsin struct {
-	*subject
-	publisher publisher
-	idle      memory  // before the first connection
-	routines  float64 // and its goroutines then
-	said      *lastLine
-	ended     chan string // how, when it did
-}
-
-// lastLine keeps the last whole line that is written to it.
-type lastLine struct {
-	mu         sync.Mutex
-	half, line []byte
-}
-
-func (l *lastLine) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.half = append(l.half, b...)
-	if end := bytes.LastIndexByte(l.half, '\n'); end >= 0 {
-		start := bytes.LastIndexByte(l.half[:end], '\n') + 1
-		l.line = append(l.line[:0], l.half[start:end]...)
-		l.half = append(l.half[:0], l.half[end+1:]...)
-	}
-	return len(b), nil
-}
-
-// blame adds to an error what tocsin said last, and how it ended if it did.
-func (b *bench) blame(t *tocsin, err error) error {
-	if err == nil {
-		return nil
-	}
-	select {
-	case end := <-t.ended:
-		t.ended <- end
-		err = fmt.Errorf("%w; tocsin ended: %s", err, end)
-	case <-time.After(time.Second): // a process that dies takes its time with its sockets
-	}
-	t.said.mu.Lock()
-	defer t.said.mu.Unlock()
-	if len(t.said.line) == 0 {
-		return err
-	}
-	return fmt.Errorf("%w; it said last: %s", err, t.said.line)
-}
-
-// start starts tocsin on free ports, and opens and closes a few connections.
-func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, error) {
-	listen, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	api, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: publisher{API: "http://" + api, APIKey: "bench", Topic: "shared", Size: 128}}
-	cmd := exec.Command(b.Tocsin, "serve", "--listen", listen, "--api-listen", api, "--api-key", "bench", "--dev", "--ping-interval", "0s")
-	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), b.Env...) // bound to one CPU, Go would take 1
-	cmd.Stdout, cmd.Stderr = t.said, t.said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not meant for it
-	if err := startOn(b.ServerCPU, cmd); err != nil {
-		return nil, fmt.Errorf("start %s: %w", b.Tocsin, err)
-	}
-	t.subject = &subject{result: newResult("tocsin", "ws://"+listen+"/ws"+query), pid: cmd.Process.Pid}
-	t.stop = func() {
-		_ = cmd.Process.Kill() // a drain would take half a minute
-		<-t.ended
-	}
-	go func() {
-		_ = cmd.Wait() // ProcessState tells
-		t.ended <- cmd.ProcessState.String()
-	}()
-	if err := errors.Join(b.ready(ctx, t, warm), ctx.Err()); err != nil {
-		t.stop()
-		return nil, b.blame(t, err)
-	}
-	return t, nil
-}
-
-// ready waits for tocsin to listen and warms it up.
-func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
-	s := b.session(t.subject, warm)
-	if err := s.aim(ctx, t.subject); err != nil {
-		return err
-	}
-	if err := t.publisher.aim(s, t.subject); err != nil {
-		return err
-	}
-	var err error
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		if err = t.targets[0].probe(ctx); err == nil || time.Now().After(deadline) {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	if err != nil {
-		return fmt.Errorf("tocsin does not serve: %w", err)
-	}
-	if _, err = s.open(ctx, t.subject); err != nil {
-		return err
-	}
-	t.fleet.close()
-	t.fleet = nil
-	if err = quiet(ctx, t.subject); err != nil {
-		return err
-	}
-	if t.routines, err = t.goroutines(ctx); err != nil {
-		return err
-	}
-	t.idle, err = readMemory(t.pid)
-	return err
-}
-
-// goroutines asks tocsin's metrics.
-func (t *tocsin) goroutines(ctx context.Context) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.publisher.API+"/metrics", nil)
-	if err != nil {
-		return 0, err
-	}
-	req.Header.Set("X-API-Key", t.publisher.APIKey)
-	req.Close = true // so that no connection of ours is among them
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, err
-	}
-	for line := range bytes.Lines(text) {
-		if v, ok := bytes.CutPrefix(line, []byte("go_goroutines ")); ok {
-			return strconv.ParseFloat(string(bytes.TrimSpace(v)), 64)
-		}
-	}
-	return math.NaN(), errors.New("tocsin's /metrics has no go_goroutines")
-}
-
-// freeAddr returns a loopback address that nobody listens on.
-func freeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
 }

@@ -4,8 +4,10 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -26,6 +28,9 @@ type publisher struct {
 	All     bool   `help:"Broadcast to every connection instead of publishing to a topic."`
 	Trigger string `placeholder:"URL" help:"For other servers: POST the payload here to have it sent to every connection."`
 	Size    int    `default:"128" help:"Bytes of the payload."`
+
+	Wait time.Duration `help:"What has not come by then is missing. Default: half a minute, and 2 ms a connection."`
+	Late time.Duration `default:"1s" help:"Count deliveries that take longer."`
 }
 
 // broadcastCmd asks: one message, how long until the last of N has it?
@@ -34,26 +39,29 @@ type broadcastCmd struct {
 	publisher
 	Rounds int           `default:"10" help:"Messages to publish, each when the last has arrived everywhere."`
 	Every  time.Duration `help:"Leave at least so long between two."`
-	Wait   time.Duration `default:"30s" help:"What has not come by then is missing."`
-	Late   time.Duration `default:"1s" help:"Count deliveries that take longer."`
 }
 
 func (cmd *broadcastCmd) Run(ctx context.Context, std streams) error {
-	return execute(ctx, "broadcast", cmd.common, std.out, std.err, cmd.prepare, cmd.measure)
+	return execute(ctx, "broadcast", cmd.common, std.out, std.err, func(s *session, sub *subject) error {
+		return cmd.aim(s, sub, cmd.Rounds)
+	}, cmd.measure)
 }
 
-func (cmd *broadcastCmd) prepare(s *session, sub *subject) error {
-	if cmd.Rounds < 1 || cmd.Rounds > 1<<16 || cmd.Late <= 0 || cmd.Wait <= 0 {
-		return usagef("--rounds must be 1 to %d, --late and --wait more than 0", 1<<16)
-	}
-	if cmd.Size < minPayload || cmd.Size > 1<<20 {
-		return usagef("--size must be %d to %d bytes", minPayload, 1<<20)
-	}
-	return cmd.aim(s, sub)
+// patience is how long something may take on n connections that only a limit
+// ends: long enough for a machine that is emulated.
+func patience(given time.Duration, n int) time.Duration {
+	return cmp.Or(given, 30*time.Second+time.Duration(n)*2*time.Millisecond)
 }
 
 // aim gives a subject its way to publish.
-func (p *publisher) aim(s *session, sub *subject) error {
+func (p *publisher) aim(s *session, sub *subject, rounds int) error {
+	if rounds < 1 || rounds > 1<<16 || p.Late <= 0 || p.Wait < 0 {
+		return usagef("--rounds must be 1 to %d, --late more than 0, --wait not negative", 1<<16)
+	}
+	if p.Size < minPayload || p.Size > 1<<20 {
+		return usagef("--size must be %d to %d bytes", minPayload, 1<<20)
+	}
+	p.Wait = patience(p.Wait, s.N)
 	where := p.Trigger
 	if where == "" {
 		where = strings.TrimSuffix(p.API, "/")
@@ -71,7 +79,7 @@ func (p *publisher) aim(s *session, sub *subject) error {
 	if !isLoopback(u.Hostname()) && !s.AllowRemote {
 		return usagef("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", where)
 	}
-	client := &http.Client{Timeout: time.Minute + time.Duration(s.N)*time.Millisecond}
+	client := &http.Client{Timeout: time.Minute + p.Wait}
 	sub.publish = func(ctx context.Context, payload []byte) error {
 		return p.post(ctx, client, where, payload)
 	}
@@ -95,22 +103,47 @@ func (p *publisher) post(ctx context.Context, client *http.Client, where string,
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	if _, err := p.ask(client, req); err != nil {
+		return fmt.Errorf("publish: %w", err)
+	}
+	return nil
+}
+
+// ask sends a request with the key, and returns the body of an answer that is
+// not an error.
+func (p *publisher) ask(client *http.Client, req *http.Request) ([]byte, error) {
 	if p.APIKey != "" {
 		req.Header.Set("X-API-Key", p.APIKey)
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("publish: %w", err)
+		return nil, err
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err == nil && resp.StatusCode >= 300 {
+		err = fmt.Errorf("%s %s: %s: %s", req.Method, req.URL, resp.Status, bytes.TrimSpace(text[:min(len(text), 300)]))
+	}
+	return text, err
+}
+
+// metric asks tocsin's /metrics for one figure, named as a line there begins.
+func (p *publisher) metric(ctx context.Context, name string) (float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(p.API, "/")+"/metrics", nil)
 	if err != nil {
-		return fmt.Errorf("publish: %w", err)
+		return 0, err
 	}
-	if resp.StatusCode >= 300 {
-		return fmt.Errorf("publish: POST %s: %s: %s", where, resp.Status, bytes.TrimSpace(text[:min(len(text), 300)]))
+	req.Close = true // so that none of ours is among what is measured
+	text, err := p.ask(&http.Client{Timeout: time.Minute + p.Wait}, req)
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	for line := range bytes.Lines(text) {
+		if v, ok := bytes.CutPrefix(line, []byte(name+" ")); ok {
+			return strconv.ParseFloat(string(bytes.TrimSpace(v)), 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no %s", req.URL, name)
 }
 
 // minPayload is what a payload needs: the stamp, in JSON.
@@ -128,15 +161,7 @@ func payload(run string, seq, size int) []byte {
 
 func newRun() string { return strconv.FormatUint(rand.Uint64()>>24, 36) }
 
-// fanOuts is what the rounds of one subject added up to.
-type fanOuts struct {
-	rounds   int
-	expected int
-	spread   *hdrhistogram.Histogram // publish to last delivery
-	seconds  float64                 // all spreads together
-	own      time.Duration           // CPU of the generator before the first
-}
-
+// measure opens the connections and publishes.
 func (cmd *broadcastCmd) measure(ctx context.Context, s *session) error {
 	for _, sub := range s.subjects {
 		if _, err := s.open(ctx, sub); err != nil {
@@ -148,80 +173,104 @@ func (cmd *broadcastCmd) measure(ctx context.Context, s *session) error {
 
 // onOpen measures on connections that are open.
 func (cmd *broadcastCmd) onOpen(ctx context.Context, s *session) error {
-	run := newRun()
-	all := make([]fanOuts, len(s.subjects))
-	for k, sub := range s.subjects {
-		all[k].spread = newHistogram()
-		if _, err := sub.fleet.do(ctx, func(int) order {
-			return order{Do: doArm, Run: run, Rounds: cmd.Rounds, Late: cmd.Late}
-		}); err != nil {
-			return err
-		}
-		c, _, err := sub.fleet.count(true)
-		if err != nil {
-			return err
-		}
-		all[k].own = c.SelfC
+	b, err := cmd.begin(ctx, s, cmd.Rounds)
+	if err != nil {
+		return err
 	}
-	err := cmd.rounds(ctx, s, run, all)
-	for k, sub := range s.subjects {
-		cmd.conclude(s, sub, &all[k])
-	}
-	return err
-}
-
-// rounds publishes to the subjects in turn.
-func (cmd *broadcastCmd) rounds(ctx context.Context, s *session, run string, all []fanOuts) error {
-	for seq := 1; seq <= cmd.Rounds && ctx.Err() == nil; seq++ {
+	for err == nil && b.seq < cmd.Rounds && ctx.Err() == nil {
 		began := time.Now()
-		for k, sub := range s.subjects {
-			if err := cmd.round(ctx, s, sub, run, seq, &all[k]); err != nil {
-				return err
-			}
-		}
+		err = b.round(ctx, s)
 		select {
 		case <-ctx.Done():
 		case <-time.After(cmd.Every - time.Since(began)):
 		}
 	}
+	return errors.Join(err, b.conclude(s))
+}
+
+// broadcast is a run of messages that all connections must have.
+type broadcast struct {
+	*publisher
+	run    string
+	rounds int
+	seq    int       // of the last message
+	all    []fanOuts // by subject
+}
+
+// fanOuts is what the messages to one subject added up to.
+type fanOuts struct {
+	rounds   int
+	expected int
+	spread   *hdrhistogram.Histogram // publish to last delivery
+	seconds  float64                 // all spreads together
+	own      time.Duration           // CPU of the generator before the first
+}
+
+// begin has the workers expect that many messages.
+func (p *publisher) begin(ctx context.Context, s *session, rounds int) (*broadcast, error) {
+	b := &broadcast{publisher: p, run: newRun(), rounds: rounds, all: make([]fanOuts, len(s.subjects))}
+	for k, sub := range s.subjects {
+		sub.cpu, b.all[k].spread = nil, newHistogram()
+		if _, err := sub.fleet.do(ctx, func(int) order {
+			return order{Do: doArm, Run: b.run, Rounds: rounds, Late: p.Late}
+		}); err != nil {
+			return nil, err
+		}
+		c, _, err := sub.fresh()
+		if err != nil {
+			return nil, err
+		}
+		b.all[k].own = c.SelfC
+	}
+	return b, nil
+}
+
+// round publishes the next message to the subjects in turn.
+func (b *broadcast) round(ctx context.Context, s *session) error {
+	b.seq++
+	for k, sub := range s.subjects {
+		if err := b.one(ctx, s, sub, &b.all[k]); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-// round publishes one message and waits until everybody has it.
-func (cmd *broadcastCmd) round(ctx context.Context, s *session, sub *subject, run string, seq int, all *fanOuts) error {
-	before := all.expected
-	defer s.watch(sub, fmt.Sprintf("message %d of %d", seq, cmd.Rounds), s.N, func(c *counts) int { return int(c.Delivered) - before })()
-	type end struct {
-		tallies []tally
-		err     error
-	}
-	over := make(chan end, 1)
-	ctx, cancel := context.WithCancel(ctx)
+// one publishes one message and waits until everybody has it.
+func (b *broadcast) one(ctx context.Context, s *session, sub *subject, all *fanOuts) error {
+	before := sub.fleet.now().Delivered
+	defer s.watch(sub, fmt.Sprintf("message %d of %d", b.seq, b.rounds), s.N, func(c *counts) int { return int(c.Delivered - before) })()
+	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
-	spent := sub.meter()
-	sent := nanos()
-	go func() {
-		tallies, err := sub.fleet.do(ctx, func(int) order { return order{Do: doAwait, Seq: seq, Timeout: cmd.Wait} })
-		over <- end{tallies, err}
-	}()
-	err := sub.publish(ctx, payload(run, seq, cmd.Size))
+	waits, err := sub.fleet.start(func(int) order { return order{Do: doAwait, Seq: b.seq, Timeout: b.Wait} })
 	if err != nil {
-		interrupted := ctx.Err() != nil
-		cancel()
-		<-over
-		if interrupted {
-			return nil
-		}
 		return err
 	}
-	e := <-over
-	if e.err != nil {
-		return e.err
+	// Who must have the message is settled before it is sent.
+	if _, err := sub.fleet.do(ctx, func(int) order { return order{Do: doSync} }); err != nil {
+		return err
+	}
+	spent := sub.meter()
+	sent := nanos()
+	published := sub.publish(ctx, payload(b.run, b.seq, b.Size))
+	if published != nil {
+		cancel()
+	}
+	tallies, err := sub.fleet.wait(inner, waits)
+	if published != nil && ctx.Err() == nil {
+		return published
+	}
+	if err != nil {
+		return err
 	}
 	used := spent()
 	got, expected, last := 0, 0, int64(0)
-	for _, t := range e.tallies {
+	for _, t := range tallies {
 		got, expected, last = got+t.Round.Got, expected+t.Round.Expected, max(last, t.Round.Last)
+	}
+	if ctx.Err() != nil { // nobody knows what was still to come
+		all.expected += got
+		return nil
 	}
 	all.rounds++
 	all.expected += expected
@@ -230,31 +279,30 @@ func (cmd *broadcastCmd) round(ctx context.Context, s *session, sub *subject, ru
 		all.seconds += float64(last-sent) / 1e9
 		_ = all.spread.RecordValue(min(last-sent, int64(time.Hour))) // within its bounds by that
 	}
-	if ctx.Err() != nil {
-		return nil
-	}
 	return sub.alive()
 }
 
-// conclude notes what the rounds added up to.
-func (cmd *broadcastCmd) conclude(s *session, sub *subject, all *fanOuts) {
-	c, hists, err := sub.fleet.count(false)
-	if err != nil {
-		s.report.note("%s: %v", sub.Name, err)
-		return
+// conclude notes what the messages added up to.
+func (b *broadcast) conclude(s *session) error {
+	for k, sub := range s.subjects {
+		if _, _, err := sub.count(); err != nil {
+			return err
+		}
+		c, all := &sub.sum, &b.all[k]
+		sub.put("generator_cpu_us", float64((c.SelfC-all.own).Microseconds())/float64(max(1, c.Delivered)))
+		sub.put("rounds", float64(all.rounds))
+		sub.put("expected", float64(all.expected))
+		sub.put("delivered", float64(c.Delivered))
+		sub.put("missing", float64(max(0, all.expected-int(c.Delivered))))
+		sub.put("doubled", float64(c.Doubled))
+		sub.put("misordered", float64(c.Misordered))
+		sub.put("late", float64(c.Late))
+		sub.putHist("delivery", sub.sums[histDelivery])
+		sub.putHist("fanout", all.spread)
+		if all.seconds > 0 {
+			sub.put("deliveries_per_s", float64(c.Delivered)/all.seconds)
+		}
+		sub.putCPU("cpu_us_per_delivery")
 	}
-	sub.put("generator_cpu_us", float64((c.SelfC-all.own).Microseconds())/float64(max(1, c.Delivered)))
-	sub.put("rounds", float64(all.rounds))
-	sub.put("expected", float64(all.expected))
-	sub.put("delivered", float64(c.Delivered))
-	sub.put("missing", float64(max(0, all.expected-int(c.Delivered))))
-	sub.put("doubled", float64(c.Doubled))
-	sub.put("misordered", float64(c.Misordered))
-	sub.put("late", float64(c.Late))
-	sub.putHist("delivery", hists[histDelivery])
-	sub.putHist("fanout", all.spread)
-	if all.seconds > 0 {
-		sub.put("deliveries_per_s", float64(c.Delivered)/all.seconds)
-	}
-	sub.putCPU("cpu_us_per_delivery")
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -36,50 +37,71 @@ func (cmd *connectCmd) measure(ctx context.Context, s *session) error {
 }
 
 func (cmd *connectCmd) one(ctx context.Context, s *session, sub *subject) error {
-	var before memory
+	empty, err := s.connect(ctx, sub)
+	if err != nil {
+		return err
+	}
+	return s.settle(ctx, sub, empty, cmd.Hold)
+}
+
+// footprint is the memory that a subject and the kernel have in use.
+type footprint struct {
+	memory
+	slabs map[string]slab // nil if the kernel does not tell
+	err   error           // why
+}
+
+func (sub *subject) footprint() (f footprint, err error) {
 	if sub.pid != 0 {
-		var err error
-		if before, err = readMemory(sub.pid); err != nil {
-			return err
+		if f.memory, err = readMemory(sub.pid); err != nil {
+			return f, err
 		}
 	}
-	slabs, slabErr := readSlabs()
+	f.slabs, f.err = readSlabs()
+	return f, nil
+}
+
+// connect opens the connections, and returns the footprint before the first.
+func (s *session) connect(ctx context.Context, sub *subject) (empty footprint, err error) {
+	if empty, err = sub.footprint(); err != nil {
+		return empty, err
+	}
 	spent := sub.meter()
 	took, err := s.open(ctx, sub)
 	used := spent()
 	if sub.fleet == nil {
-		return err
+		return empty, err
 	}
 	sub.put("connect_s", took.Seconds())
 	sub.put("connects_per_s", float64(sub.first.Opened)/took.Seconds())
-	sub.spend(used, sub.first.Opened)
-	sub.putCPU("cpu_us_per_connect")
+	if sub.first.Opened > 0 && !math.IsNaN(used) {
+		sub.put("cpu_us_per_connect", used/float64(sub.first.Opened))
+	}
 	sub.putHist(histHandshake, sub.hists[histHandshake])
 	sub.put("generator_cpu_us", float64(sub.first.SelfC.Microseconds())/float64(max(1, sub.first.Attempts)))
-	if err != nil {
-		return err
-	}
-	s.hold(ctx, sub, cmd.Hold)
+	return empty, err
+}
+
+// settle holds the connections, and tells what the memory in use grew by.
+func (s *session) settle(ctx context.Context, sub *subject, empty footprint, d time.Duration) error {
+	s.hold(ctx, sub, d)
 	n := sub.fleet.now().Open
 	if n == 0 {
 		return fmt.Errorf("%s: every connection was lost during the hold: did the server die?", sub.Name)
 	}
-	if sub.pid != 0 {
-		after, err := readMemory(sub.pid)
-		if err != nil {
-			return err
-		}
-		sub.put("user_bytes_per_connection", float64(after.Resident-before.Resident)/float64(n))
-	}
-	if slabErr != nil {
-		s.report.note("kernel memory is not told: %v", slabErr)
-		return nil
-	}
-	now, err := readSlabs()
+	full, err := sub.footprint()
 	if err != nil {
 		return err
 	}
-	sub.kernel(growth(slabs, now, n))
+	if sub.pid != 0 {
+		sub.put("hold_bytes", float64(full.Resident))
+		sub.put("user_bytes_per_connection", float64(full.Resident-empty.Resident)/float64(n))
+	}
+	if err := cmp.Or(empty.err, full.err); err != nil {
+		s.report.note("kernel memory is not told: %v", err)
+		return nil
+	}
+	sub.kernel(growth(empty.slabs, full.slabs, n))
 	return ctx.Err()
 }
 
@@ -112,7 +134,7 @@ func (s *session) hold(ctx context.Context, sub *subject, d time.Duration) {
 	case <-ctx.Done():
 	case <-time.After(d):
 	}
-	if us := spent(); sub.pid != 0 && us == us {
+	if us := spent(); !math.IsNaN(us) {
 		sub.put("idle_cpu_percent", 100*us/float64(time.Since(began).Microseconds()))
 	}
 }

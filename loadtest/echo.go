@@ -58,7 +58,8 @@ func (cmd *echoCmd) measure(ctx context.Context, s *session) error {
 func (cmd *echoCmd) onOpen(ctx context.Context, s *session) error {
 	seconds := make([]float64, len(s.subjects))
 	for _, sub := range s.subjects {
-		if _, _, err := sub.fleet.count(true); err != nil {
+		sub.cpu = nil
+		if _, _, err := sub.fresh(); err != nil {
 			return err
 		}
 	}
@@ -73,7 +74,7 @@ func (cmd *echoCmd) onOpen(ctx context.Context, s *session) error {
 		}
 	}
 	for k, sub := range s.subjects {
-		c, hists, cErr := sub.fleet.count(false)
+		c, hists, cErr := sub.count()
 		if cErr != nil {
 			return cErr
 		}

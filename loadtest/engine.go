@@ -218,8 +218,9 @@ func (e *engine) serve(ev *unix.EpollEvent) error {
 			e.flush(i, c)
 		}
 	}
-	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|broken) != 0 && c.fd == ev.Pad && c.state >= asked {
-		e.read(i, c)
+	const ending = unix.EPOLLRDHUP | broken
+	if ev.Events&(unix.EPOLLIN|ending) != 0 && c.fd == ev.Pad && c.state >= asked {
+		e.read(i, c, ev.Events&ending != 0)
 	}
 	return nil
 }
@@ -264,6 +265,7 @@ func (e *engine) obey(o *order) error {
 	case doHerd:
 		e.startHerd(o)
 		return nil
+	case doSync:
 	case doStop:
 		e.stop()
 	case doTally:
@@ -309,6 +311,7 @@ func (e *engine) answer(t tally) {
 	}
 }
 
+// tallyAll tells everything that was counted, and counts anew.
 func (e *engine) tallyAll(o *order) error {
 	var usage unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err == nil {
@@ -317,7 +320,7 @@ func (e *engine) tallyAll(o *order) error {
 	if m, err := readMemory(os.Getpid()); err == nil {
 		e.total.SelfM = m.Resident
 	}
-	t := tally{ID: o.ID, Hists: map[string]string{}}
+	t := tally{ID: o.ID, Anew: true, Hists: map[string]string{}}
 	for name, h := range e.hists {
 		if h.TotalCount() == 0 {
 			continue
@@ -329,11 +332,9 @@ func (e *engine) tallyAll(o *order) error {
 		t.Hists[name] = string(b)
 	}
 	err := e.report(t)
-	if o.Reset {
-		e.total = counts{Open: e.total.Open}
-		for _, h := range e.hists {
-			h.Reset()
-		}
+	e.total = counts{Open: e.total.Open}
+	for _, h := range e.hists {
+		h.Reset()
 	}
 	return err
 }

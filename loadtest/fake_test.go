@@ -44,6 +44,7 @@ type fake struct {
 	greeting []byte
 
 	mu    sync.Mutex
+	met   int         // handshakes; the first is loadtest's look at the server
 	conns []*fakeConn // in the order of their handshakes
 	seq   int
 }
@@ -95,7 +96,8 @@ func (f *fake) serve(conn net.Conn) {
 		floor.AppendAccept(nil, []byte(req.Header.Get("Sec-WebSocket-Key")))...)
 	c := &fakeConn{Conn: conn, server: f}
 	f.mu.Lock()
-	c.index = len(f.conns)
+	c.index = f.met
+	f.met++
 	f.conns = append(f.conns, c)
 	_, err = conn.Write(append(append(head, "\r\n\r\n"...), f.greeting...))
 	f.mu.Unlock()
@@ -161,8 +163,9 @@ type outcome struct {
 		Values map[string]float64
 		Lost   map[string]uint64
 	}
-	Error string
-	Notes []string
+	Stages []stage
+	Error  string
+	Notes  []string
 }
 
 // value returns a figure of the first result.

@@ -124,6 +124,9 @@ func (f *fleet) listen(k int, w *worker) {
 			f.fallLocked()
 		}
 		f.latest[k] = t.counts
+		if t.Anew {
+			f.latest[k] = counts{Open: t.Open, Pending: t.Pending}
+		}
 		if ch := f.answers[t.ID]; ch != nil && t.ID != 0 {
 			delete(f.answers, t.ID)
 			ch <- t
@@ -158,14 +161,24 @@ func (f *fleet) ask(k int, o *order) (<-chan tally, error) {
 	return ch, nil
 }
 
-// stopGrace is how long workers may take to stop.
-const stopGrace = 15 * time.Second
+// grace is how long workers may take to stop; where a CPU is emulated, each
+// connection takes its time.
+func (f *fleet) grace() time.Duration {
+	return 15*time.Second + time.Duration(f.conns)*200*time.Microsecond
+}
 
 // do gives every worker an order, made by build for each, and waits until all
-// are done. When ctx ends the workers are told to stop, and what they did is
-// still returned.
+// are done.
 func (f *fleet) do(ctx context.Context, build func(k int) order) ([]tally, error) {
-	var waits []<-chan tally
+	waits, err := f.start(build)
+	if err != nil {
+		return nil, err
+	}
+	return f.wait(ctx, waits)
+}
+
+// start gives every worker an order, and returns what to wait for.
+func (f *fleet) start(build func(k int) order) (waits []<-chan tally, err error) {
 	for k := range f.workers {
 		o := build(k)
 		ch, err := f.ask(k, &o)
@@ -174,6 +187,12 @@ func (f *fleet) do(ctx context.Context, build func(k int) order) ([]tally, error
 		}
 		waits = append(waits, ch)
 	}
+	return waits, nil
+}
+
+// wait waits until all workers are done. When ctx ends they are told to stop,
+// and what they did is still returned.
+func (f *fleet) wait(ctx context.Context, waits []<-chan tally) ([]tally, error) {
 	var tallies []tally
 	var grace <-chan time.Time
 	stopped := ctx.Done()
@@ -188,7 +207,7 @@ func (f *fleet) do(ctx context.Context, build func(k int) order) ([]tally, error
 			tallies, waits = append(tallies, t), waits[1:]
 		case <-stopped:
 			stopped = nil
-			grace = time.After(stopGrace)
+			grace = time.After(f.grace())
 			for k := range f.workers {
 				if _, err := f.ask(k, &order{Do: doStop}); err != nil {
 					return nil, err
@@ -221,9 +240,9 @@ func (f *fleet) now() (sum counts) {
 }
 
 // count returns the sums and the merged histograms, and has the workers count
-// anew if reset is set.
-func (f *fleet) count(reset bool) (sum counts, hists map[string]*hdrhistogram.Histogram, err error) {
-	tallies, err := f.do(context.Background(), func(int) order { return order{Do: doTally, Reset: reset} })
+// anew.
+func (f *fleet) count() (sum counts, hists map[string]*hdrhistogram.Histogram, err error) {
+	tallies, err := f.do(context.Background(), func(int) order { return order{Do: doTally} })
 	if err != nil {
 		return f.now(), map[string]*hdrhistogram.Histogram{}, err
 	}

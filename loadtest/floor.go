@@ -69,8 +69,8 @@ func startFloor(cpu int) (*subject, error) {
 	}
 	at := strings.TrimSpace(line)
 	sub := &subject{result: newResult("floor", "ws://"+at+"/"), pid: cmd.Process.Pid, stop: stop}
-	p := publisher{Trigger: "http://" + at + "/"}
-	if err := p.aim(&session{common: common{N: 1 << 20}}, sub); err != nil {
+	p := publisher{Trigger: "http://" + at + "/", Size: minPayload, Late: time.Hour, Wait: time.Hour}
+	if err := p.aim(&session{}, sub, 1); err != nil {
 		stop()
 		return nil, err
 	}
@@ -85,10 +85,9 @@ type floorCmd struct {
 	Duration time.Duration `default:"3s" help:"So long."`
 	Size     int           `default:"128" help:"Bytes of a message to all."`
 
-	ServerCPU int    `default:"-1" placeholder:"CPU" help:"Bind the floor to this CPU."`
-	GenCPU    int    `name:"generator-cpu" default:"-1" placeholder:"CPU" help:"Bind the generator to this CPU."`
-	JSON      bool   `name:"json" help:"Print the report as JSON."`
-	Report    string `placeholder:"FILE.html" type:"path" help:"Write the report as one self-contained HTML file too."`
+	ServerCPU int `default:"-1" placeholder:"CPU" help:"Bind the floor to this CPU."`
+	GenCPU    int `name:"generator-cpu" default:"-1" placeholder:"CPU" help:"Bind the generator to this CPU."`
+	output
 }
 
 func (cmd *floorCmd) Run(ctx context.Context, std streams) error {
@@ -98,11 +97,11 @@ func (cmd *floorCmd) Run(ctx context.Context, std streams) error {
 	}
 	c := common{
 		URL: sub.URL, N: cmd.N, Pid: sub.pid, Concurrency: 100, Timeout: 30 * time.Second,
-		ServerCPU: -1, GenCPU: cmd.GenCPU, JSON: cmd.JSON, Report: cmd.Report,
+		ServerCPU: -1, GenCPU: cmd.GenCPU, output: cmd.output,
 	}
 	b := broadcastCmd{
-		publisher: publisher{Trigger: "http" + strings.TrimPrefix(sub.URL, "ws"), Size: cmd.Size},
-		Rounds:    cmd.Rounds, Wait: 30 * time.Second, Late: 250 * time.Millisecond,
+		publisher: publisher{Trigger: "http" + strings.TrimPrefix(sub.URL, "ws"), Size: cmd.Size, Late: 250 * time.Millisecond},
+		Rounds:    cmd.Rounds,
 	}
 	e := echoCmd{talk: talk{Active: min(cmd.Active, cmd.N), Duration: cmd.Duration, Message: "ping"}, Rounds: 1}
 	return execute(ctx, "floor", c, std.out, std.err, func(s *session, first *subject) error {
@@ -110,7 +109,7 @@ func (cmd *floorCmd) Run(ctx context.Context, std streams) error {
 		if err := e.check(cmd.N); err != nil {
 			return err
 		}
-		return b.prepare(s, first)
+		return b.aim(s, first, b.Rounds)
 	}, func(ctx context.Context, s *session) error {
 		return cmd.measure(ctx, s, &b, &e)
 	})
@@ -122,10 +121,8 @@ func (cmd *floorCmd) measure(ctx context.Context, s *session, b *broadcastCmd, e
 	if err := (&connectCmd{}).one(ctx, s, sub); err != nil {
 		return err
 	}
-	sub.cpu = nil
 	if err := b.onOpen(ctx, s); err != nil {
 		return err
 	}
-	sub.cpu = nil
 	return e.onOpen(ctx, s)
 }

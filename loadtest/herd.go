@@ -15,28 +15,38 @@ import (
 // take, and what do those feel who stayed?
 type herdCmd struct {
 	common
+	bystanders
+	Percent float64 `default:"100" help:"How many of the connections are dropped, where the generator does that; never the live ones."`
+	Command string  `placeholder:"SHELL" help:"What makes the server drop its clients, say a restart of it. Default: the generator closes the connections."`
+	Obey    bool    `negatable:"" default:"true" help:"Wait as the server's goodbye says before coming back."`
+}
+
+// bystanders are the flags of those who stay while a herd comes back.
+type bystanders struct {
 	Live     int           `default:"100" help:"Connections that stay and talk all the time, where the generator does the dropping."`
 	LiveRate float64       `default:"200" help:"Messages a second of theirs."`
 	Message  string        `default:"{\"id\":1,\"ping\":{}}" help:"What they send."`
-	Percent  float64       `default:"100" help:"How many of the connections are dropped, where the generator does that; never the live ones."`
-	Command  string        `placeholder:"SHELL" help:"What makes the server drop its clients, say a restart of it. Default: the generator closes the connections."`
-	Obey     bool          `negatable:"" default:"true" help:"Wait as the server's goodbye says before coming back."`
-	Patience time.Duration `default:"2m" help:"Who is not back by then stays away."`
+	Patience time.Duration `help:"Who is not back by then stays away. Default: half a minute, and 2 ms a connection."`
 }
 
 func (cmd *herdCmd) Run(ctx context.Context, std streams) error {
-	return execute(ctx, "herd", cmd.common, std.out, std.err, func(s *session, _ *subject) error {
-		if cmd.Live < 0 || cmd.Live >= cmd.N || cmd.LiveRate <= 0 || cmd.Patience <= 0 {
-			return usagef("--live must be 0 to one less than the connections, --live-rate and --patience more than 0")
-		}
-		if cmd.Percent <= 0 || cmd.Percent > 100 {
-			return usagef("--percent must be more than 0 and at most 100")
-		}
+	return execute(ctx, "herd", cmd.common, std.out, std.err, func(*session, *subject) error {
 		if cmd.Command != "" && cmd.Floor {
 			return usagef("--command is for the server alone, so it cannot be measured with --floor")
 		}
-		return nil
+		return cmd.check()
 	}, cmd.measure)
+}
+
+func (cmd *herdCmd) check() error {
+	if cmd.Live < 0 || cmd.Live >= cmd.N || cmd.LiveRate <= 0 || cmd.Patience < 0 {
+		return usagef("--live must be 0 to one less than the connections, --live-rate more than 0, --patience not negative")
+	}
+	if cmd.Percent <= 0 || cmd.Percent > 100 {
+		return usagef("--percent must be more than 0 and at most 100")
+	}
+	cmd.Patience = patience(cmd.Patience, cmd.N)
+	return nil
 }
 
 func (cmd *herdCmd) measure(ctx context.Context, s *session) error {
@@ -47,6 +57,7 @@ func (cmd *herdCmd) measure(ctx context.Context, s *session) error {
 		if err := cmd.one(ctx, s, sub); err != nil {
 			return err
 		}
+		sub.putHist(histHandshake, sub.sums[histHandshake])
 	}
 	return nil
 }
@@ -62,7 +73,7 @@ func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
 			return err
 		}
 	}
-	_, hists, err := f.count(true)
+	_, hists, err := sub.count()
 	if err != nil || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
 	}
@@ -84,13 +95,12 @@ func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
 	if err = errors.Join(err, <-talked); err != nil {
 		return err
 	}
-	_, hists, err = f.count(false)
+	_, hists, err = sub.count()
 	if err != nil {
 		return err
 	}
 	sub.putHist("meanwhile", hists[histEcho])
 	sub.putHist("outage", hists[histOutage])
-	sub.putHist(histHandshake, hists[histHandshake])
 	return ctx.Err()
 }
 
@@ -130,8 +140,9 @@ func (cmd *herdCmd) drop(ctx context.Context, s *session, sub *subject) error {
 	sub.put("back_s", float64(last-began)/1e9)
 	sub.put("attempts", float64(c.Attempts))
 	sub.put("goodbyes", float64(c.Goodbyes))
-	sub.spend(spent(), c.Opened)
-	sub.putCPU("cpu_us_per_connect")
+	if used := spent(); back > 0 && !math.IsNaN(used) {
+		sub.put("cpu_us_per_return", used/float64(back))
+	}
 	if back < dropped && ctx.Err() == nil {
 		return fmt.Errorf("%s: %s of %s connections did not come back within %s", sub.Name, thousands(float64(dropped-back)), thousands(float64(dropped)), cmd.Patience)
 	}

@@ -368,6 +368,9 @@ func TestOneSentence(t *testing.T) {
 		{"echo --url " + f.url + " -n 1 --active 1 --duration 10ms --message-rate 1000", 1, "were not answered"},
 		{"herd --url " + f.url + " -n 1", 2, "--live"},
 		{"herd --url " + f.url + " --percent 0", 2, "--percent"},
+		{"soak --url " + f.url + " --percent 101", 2, "--percent"},
+		{"soak --url " + f.url + " --floor", 2, "--floor"},
+		{"soak --url " + f.url + " --rounds 0", 2, "--rounds"},
 		{"bench --tocsin /dev/null/nothing", 2, "--tocsin"},
 	} {
 		if strings.Contains(c.args, "not answered") && testing.Short() {
@@ -485,7 +488,7 @@ func TestParse(t *testing.T) {
 		{cell(12.345, "µs", true), "12.3 µs"},
 		{cell(0.012, "ms", true), "0.012 ms"},
 		{cell(1234, "ms", true), "1234 ms"},
-		{commandLine([]string{"x", "--url", "ws://h/?a={n}", "--api-key", "secret", "--api-key=secret"}), "loadtest --url 'ws://h/?a={n}' --api-key … --api-key=…"},
+		{commandLine("loadtest", []string{"x", "--url", "ws://h/?a={n}", "--api-key", "secret", "--api-key=secret"}), "loadtest --url 'ws://h/?a={n}' --api-key … --api-key=…"},
 	} {
 		if c.got != c.want {
 			t.Errorf("%q, want %q", c.got, c.want)

@@ -7,42 +7,23 @@ import (
 	_ "embed"
 	"fmt"
 	"html/template"
-	"image/color"
-	"math"
 	"os"
 	"strings"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
-	"gonum.org/v1/plot"
-	"gonum.org/v1/plot/plotter"
-	"gonum.org/v1/plot/vg"
-	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-//go:embed report.html
+//go:embed page.html
 var page string
 
-// curves are the latencies that are drawn, all results' of a kind in one plot.
-var curves = []struct{ key, title string }{
-	{"handshake", "Handshake"},
-	{"delivery", "Publish to delivery"},
-	{"fanout", "Publish to last delivery"},
-	{"echo", "Send to reply"},
-	{"outage", "Drop to back"},
-	{"before", "Live clients before the drop"},
-	{"meanwhile", "Live clients meanwhile"},
-}
-
 // writeHTML writes the report as one file that needs no network.
-func (r *report) writeHTML(path string) error {
+func (r *report) writeHTML(path string, plots []drawing) error {
 	var table bytes.Buffer
 	if err := r.writeTable(&table); err != nil {
 		return err
 	}
-	plots, err := r.plots()
-	if err != nil {
-		return fmt.Errorf("report %s: %w", path, err)
+	var drawn []template.HTML
+	for _, p := range plots {
+		_, svg, _ := strings.Cut(p.svg, "<svg") // without the XML prolog, which HTML does not have
+		drawn = append(drawn, template.HTML("<svg"+svg))
 	}
 	t, err := template.New("report").Parse(page)
 	if err != nil {
@@ -56,127 +37,9 @@ func (r *report) writeHTML(path string) error {
 		*report
 		Table string
 		Plots []template.HTML
-	}{r, table.String(), plots}); err != nil {
+	}{r, table.String(), drawn}); err != nil {
 		f.Close()
 		return fmt.Errorf("report %s: %w", path, err)
 	}
 	return f.Close()
-}
-
-// plots draws what there is to draw, as SVG.
-func (r *report) plots() (list []template.HTML, err error) {
-	add := func(p *plot.Plot, err error) error {
-		if p == nil || err != nil {
-			return err
-		}
-		svg, err := drawSVG(p)
-		list = append(list, svg)
-		return err
-	}
-	for _, c := range curves {
-		if err := add(r.curve(c.key, c.title)); err != nil {
-			return nil, err
-		}
-	}
-	if err := add(r.overTime("Connections", "open", func(s sample) float64 { return float64(s.open) })); err != nil {
-		return nil, err
-	}
-	return list, add(r.overTime("Server memory", "MiB resident", func(s sample) float64 { return float64(s.resident) / (1 << 20) }))
-}
-
-func drawSVG(p *plot.Plot) (template.HTML, error) {
-	const width, height = 7 * vg.Inch, 3 * vg.Inch
-	c := vgsvg.New(width, height)
-	p.Draw(draw.New(c))
-	var b bytes.Buffer
-	if _, err := c.WriteTo(&b); err != nil {
-		return "", err
-	}
-	svg := b.String()
-	return template.HTML(svg[max(0, strings.Index(svg, "<svg")):]), nil // without the XML prolog, which HTML does not have
-}
-
-var colors = []color.Color{color.RGBA{R: 0x1f, G: 0x5f, B: 0xbf, A: 0xff}, color.RGBA{R: 0xbf, G: 0x6f, B: 0x1f, A: 0xff}}
-
-// line adds one result's line to a plot.
-func (r *report) line(p *plot.Plot, k int, points plotter.XYs) error {
-	l, err := plotter.NewLine(points)
-	if err != nil {
-		return err
-	}
-	l.Color, l.Width = colors[k%len(colors)], vg.Points(1.5)
-	p.Add(l)
-	p.Legend.Add(r.Results[k].Name, l)
-	return nil
-}
-
-// curve draws latency over percentile, each nine of which is as wide as the
-// last.
-func (r *report) curve(key, title string) (*plot.Plot, error) {
-	p, used := plot.New(), false
-	p.Title.Text, p.Y.Label.Text, p.X.Label.Text = title, "ms", "percentile"
-	p.Add(plotter.NewGrid())
-	p.Legend.Top, p.Legend.Left = true, true
-	p.X.Tick.Marker = plot.ConstantTicks{
-		{Value: 0, Label: "0"},
-		{Value: math.Log10(2), Label: "50"},
-		{Value: 1, Label: "90"},
-		{Value: 2, Label: "99"},
-		{Value: 3, Label: "99.9"},
-		{Value: 4, Label: "99.99"},
-		{Value: 5, Label: "99.999"},
-	}
-	for k, res := range r.Results {
-		h := res.hists[key]
-		if h == nil || h.TotalCount() < 2 {
-			continue
-		}
-		if err := r.line(p, k, percentileCurve(h)); err != nil {
-			return nil, err
-		}
-		used = true
-	}
-	if !used {
-		return nil, nil
-	}
-	p.Y.Min, p.Y.Max = 0, p.Y.Max*1.15 // room for the legend
-	return p, nil
-}
-
-// percentileCurve reads a histogram in steps of a twentieth of a nine, up to
-// the percentile that the longest value alone is above.
-func percentileCurve(h *hdrhistogram.Histogram) (points plotter.XYs) {
-	end := math.Log10(float64(h.TotalCount()))
-	for nines := 0.0; nines < end; nines += 0.05 {
-		points = append(points, plotter.XY{X: nines, Y: float64(h.ValueAtQuantile(100*(1-math.Pow(10, -nines)))) / 1e6})
-	}
-	return append(points, plotter.XY{X: end, Y: float64(h.Max()) / 1e6})
-}
-
-// overTime draws a value of the samples.
-func (r *report) overTime(title, unit string, value func(sample) float64) (*plot.Plot, error) {
-	p, used := plot.New(), false
-	p.Title.Text, p.Y.Label.Text, p.X.Label.Text = title, unit, "seconds"
-	p.Add(plotter.NewGrid())
-	p.Legend.XOffs, p.Legend.YOffs = -vg.Points(10), vg.Points(10)
-	for k, res := range r.Results {
-		var points plotter.XYs
-		var most float64
-		for _, s := range res.samples {
-			points = append(points, plotter.XY{X: s.at.Seconds(), Y: value(s)})
-			most = max(most, value(s))
-		}
-		if most == 0 || len(points) < 2 {
-			continue
-		}
-		if err := r.line(p, k, points); err != nil {
-			return nil, err
-		}
-		used = true
-	}
-	if !used {
-		return nil, nil
-	}
-	p.X.Min, p.Y.Min = 0, 0
-	return p, nil
 }

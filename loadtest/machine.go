@@ -55,6 +55,11 @@ func setting(path string) string {
 	return strings.Join(strings.Fields(string(b)), "–")
 }
 
+// Limits are those that a run depends on, in a line.
+func (m machine) Limits() string {
+	return fmt.Sprintf("%d descriptors a process, local ports %s, somaxconn %s", m.Descriptors, m.PortRange, m.Somaxconn)
+}
+
 // String is the machine in a line.
 func (m machine) String() string {
 	return fmt.Sprintf("%d × %s, %d GiB, Linux %s", m.CPUs, m.CPU, (m.Memory+1<<29)>>30, m.Kernel)

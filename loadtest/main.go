@@ -33,6 +33,7 @@ type cli struct {
 	Broadcast broadcastCmd `cmd:"" help:"Publish messages: how long until the last connection has one?"`
 	Echo      echoCmd      `cmd:"" help:"Some connections talk, the others are idle: how long does an answer take?"`
 	Herd      herdCmd      `cmd:"" help:"All connections are dropped and come back: how long does that take?"`
+	Soak      soakCmd      `cmd:"" help:"All of it in one run, for a million: connect, hold, broadcast, a herd, broadcast again; nothing may be lost."`
 	Floor     floorCmd     `cmd:"" help:"What this machine's kernel charges for the same work done by a bare loop."`
 	Bench     benchCmd     `cmd:"" help:"Start tocsin and hold its memory and CPU against the bare loop."`
 
@@ -95,9 +96,9 @@ func endWith(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { os.Exit(1) })
 }
 
-// commandLine is how the program was called, for a shell.
-func commandLine(args []string) string {
-	quoted := []string{"loadtest"}
+// commandLine is how a program was called, for a shell, without keys.
+func commandLine(name string, args []string) string {
+	quoted := []string{name}
 	for k := 1; k < len(args); k++ {
 		a := args[k]
 		if hidden, ok := strings.CutPrefix(a, "--api-key="); ok && hidden != "" {

@@ -46,8 +46,6 @@ type order struct {
 	Keep int  `json:"keep,omitempty"`
 	Drop bool `json:"drop,omitempty"`
 	Obey bool `json:"obey,omitempty"` // wait as goodbye says
-
-	Reset bool `json:"reset,omitempty"` // tally: start counting anew
 }
 
 // The kinds of orders.
@@ -58,7 +56,8 @@ const (
 	doAwait   = "await"
 	doEcho    = "echo"
 	doHerd    = "herd"
-	doTally   = "tally" // the only one that is answered with histograms
+	doTally   = "tally" // the only one that is answered with histograms; the worker then counts anew
+	doSync    = "sync"  // answered at once: all orders before it have begun
 	doStop    = "stop"  // end what runs now, as if its time were over
 )
 
@@ -72,11 +71,12 @@ type plan struct {
 	Timeout     time.Duration `json:"timeout"`           // of a handshake
 }
 
-// tally is what a worker has counted since it began or was last reset.
+// tally is what a worker has counted since it began or was last told to tally.
 type tally struct {
 	ID    int    `json:"id,omitempty"`
 	Error string `json:"error,omitempty"` // the worker cannot go on
 	counts
+	Anew  bool              `json:"anew,omitempty"`  // the next tally counts from nothing
 	Round *round            `json:"round,omitempty"` // await
 	Hists map[string]string `json:"hists,omitempty"` // tally
 }
@@ -92,6 +92,7 @@ type counts struct {
 	Lost     map[string]uint64 `json:"lost,omitempty"`     // connections that ended after the handshake, by how
 
 	Messages uint64 `json:"messages"` // data frames received
+	Pings    uint64 `json:"pings"`    // answered
 	Goodbyes uint64 `json:"goodbyes"`
 
 	Delivered  uint64 `json:"delivered"` // distinct messages of the run
@@ -123,6 +124,7 @@ func (a *counts) add(b *counts) {
 	a.Failures = addReasons(a.Failures, b.Failures)
 	a.Lost = addReasons(a.Lost, b.Lost)
 	a.Messages += b.Messages
+	a.Pings += b.Pings
 	a.Goodbyes += b.Goodbyes
 	a.Delivered += b.Delivered
 	a.Doubled += b.Doubled

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +31,7 @@ func cpuOf(pid int) (time.Duration, error) {
 // memory is what a process occupies, in bytes.
 type memory struct {
 	Resident int64
+	Peak     int64 // the most that Resident ever was
 	Threads  int64
 }
 
@@ -39,6 +41,7 @@ func readMemory(pid int) (m memory, err error) {
 		return m, fmt.Errorf("memory of process %d: %w", pid, errors.Unwrap(err))
 	}
 	m.Resident = procField(status, "VmRSS:") << 10
+	m.Peak = procField(status, "VmHWM:") << 10
 	m.Threads = procField(status, "Threads:")
 	return m, nil
 }
@@ -48,6 +51,16 @@ func readMemory(pid int) (m memory, err error) {
 func readProportional(pid int) (int64, error) {
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	return procField(rollup, "Pss:") << 10, err
+}
+
+// commandOf returns how a process was started, nothing if that is not known.
+func commandOf(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || len(b) == 0 {
+		return ""
+	}
+	args := strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
+	return commandLine(path.Base(args[0]), args)
 }
 
 // procField returns the number behind a name at the start of a line.

@@ -13,13 +13,15 @@ import (
 )
 
 // progress tells how a run is getting on: a bar on a terminal, a line every
-// few seconds elsewhere.
+// few seconds elsewhere, later every half minute.
 type progress struct {
-	w    io.Writer
-	live bool
-	bar  *progressbar.ProgressBar
-	what string
-	next time.Time
+	w     io.Writer
+	live  bool
+	bar   *progressbar.ProgressBar
+	what  string
+	total int
+	began time.Time
+	next  time.Time
 }
 
 const lineEvery = 5 * time.Second
@@ -32,7 +34,7 @@ func newProgress(w io.Writer) *progress {
 // begin starts a phase; total is what at counts up to, -1 if nobody knows.
 func (p *progress) begin(what string, total int) {
 	p.end()
-	p.what = what
+	p.what, p.total, p.began = what, total, time.Now()
 	if !p.live {
 		fmt.Fprintln(p.w, what)
 		p.next = time.Now().Add(lineEvery)
@@ -50,9 +52,18 @@ func (p *progress) at(n int, text string) {
 		p.bar.Describe(p.what + " (" + text + ")")
 		_ = p.bar.Set(n) // over the total is no harm
 	case p.what != "" && time.Now().After(p.next):
-		fmt.Fprintf(p.w, "%s: %s, %s\n", p.what, thousands(float64(n)), text)
-		p.next = time.Now().Add(lineEvery)
+		fmt.Fprintf(p.w, "%s: %s%s, %s\n", p.what, thousands(float64(n)), p.outlook(n), text)
+		p.next = time.Now().Add(min(max(lineEvery, time.Since(p.began)/20), 30*time.Second))
 	}
+}
+
+// outlook tells how far n is, and how long the rest takes at the speed so far.
+func (p *progress) outlook(n int) string {
+	if p.total <= 0 || n <= 0 || n > p.total {
+		return ""
+	}
+	left := time.Duration(float64(time.Since(p.began)) * float64(p.total-n) / float64(n))
+	return fmt.Sprintf(" of %s, about %s left", thousands(float64(p.total)), left.Round(time.Second))
 }
 
 // end finishes a phase.

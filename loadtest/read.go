@@ -17,8 +17,8 @@ import (
 )
 
 // read takes what a socket has; a read that does not fill the buffer has
-// emptied it.
-func (e *engine) read(i int, c *conn) {
+// emptied it, but for the end of the stream, which no other event tells.
+func (e *engine) read(i int, c *conn, ending bool) {
 	for {
 		n, errno := floor.Recv(int(c.fd), e.buf)
 		switch {
@@ -31,7 +31,7 @@ func (e *engine) read(i int, c *conn) {
 			e.ended(i, c, "end of stream")
 			return
 		}
-		if !e.take(i, c, e.buf[:n]) || n < len(e.buf) {
+		if !e.take(i, c, e.buf[:n]) || n < len(e.buf) && !ending {
 			return
 		}
 	}
@@ -119,6 +119,7 @@ func (c *conn) less() {
 func (e *engine) frame(i int, c *conn, h ws.Header, payload []byte) {
 	switch {
 	case h.OpCode == ws.OpPing:
+		e.total.Pings++
 		if errno := e.send(c, wire.AppendMasked(nil, ws.OpPong, true, [4]byte{1, 2, 3, 4}, payload)); errno != 0 {
 			e.lose(i, c, errnoName(errno))
 		}

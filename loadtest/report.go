@@ -29,6 +29,7 @@ var figures = slices.Concat(
 		{"connections", "connections open", "", false},
 		{"failed", "handshakes failed", "", false},
 		{"lost", "connections lost", "", false},
+		{"pings", "heartbeats answered", "", false},
 		{"connect_s", "time to open them", "s", false},
 		{"connects_per_s", "connects a second", "", false},
 	},
@@ -62,13 +63,17 @@ var figures = slices.Concat(
 		{"back_s", "time until all are back", "s", true},
 		{"attempts", "attempts to come back", "", true},
 		{"goodbyes", "goodbyes received", "", false},
+		{"cpu_us_per_return", "server CPU a connection that comes back", "µs", true},
 	},
 	percentileFigures("outage", "drop to back"),
 	percentileFigures("before", "live clients before: send to reply"),
 	percentileFigures("meanwhile", "live clients meanwhile: send to reply"),
 	[]figure{
 		{"idle_cpu_percent", "server CPU while idle", "%", false},
+		{"gc_pause_max_ms", "server's longest GC pause", "ms", false},
+		{"hold_bytes", "server memory after the hold, resident", "B", false},
 		{"resident_bytes", "server memory, resident", "B", false},
+		{"peak_bytes", "server memory, resident, at its most", "B", false},
 		{"proportional_bytes", "server memory, proportional", "B", false},
 		{"threads", "server threads", "", false},
 		{"user_bytes_per_connection", "memory a connection: user space", "B", false},
@@ -131,9 +136,11 @@ func (r *result) putHist(key string, h *hdrhistogram.Histogram) {
 type report struct {
 	Scenario    string    `json:"scenario"`
 	Command     string    `json:"command"`
+	Server      string    `json:"server_command,omitempty"`
 	Started     time.Time `json:"started"`
 	Seconds     float64   `json:"seconds"`
 	Machine     machine   `json:"machine"`
+	Stages      []stage   `json:"stages,omitempty"`
 	Results     []*result `json:"results"` // the server, and the floor if it was asked for
 	Notes       []string  `json:"notes,omitempty"`
 	Interrupted bool      `json:"interrupted,omitempty"`
@@ -172,61 +179,101 @@ func (r *report) writeJSON(w io.Writer) error {
 	}{r, ratios})
 }
 
-// writeTable writes the report for people.
-func (r *report) writeTable(w io.Writer) error {
-	fmt.Fprintf(w, "loadtest %s, %s, %s\n", r.Scenario, r.Machine, r.Started.Format(time.DateTime))
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight) // the padded first column stands to the left
-	row := func(label string, cells ...string) {
-		fmt.Fprintf(t, "%-52s\t%s\t\n", label, strings.Join(cells, "\t"))
-	}
-	var names []string
+// stage is one step of a soak.
+type stage struct {
+	Name      string  `json:"name"`
+	Seconds   float64 `json:"seconds"`
+	Open      int     `json:"open"` // at its end
+	Lost      uint64  `json:"lost"` // but for those that the scenario itself drops
+	Pings     uint64  `json:"pings_answered"`
+	Delivered uint64  `json:"delivered"`
+}
+
+// figureRows are the figures, a row each; the first names the columns.
+func (r *report) figureRows() [][]string {
+	head := []string{""}
 	for _, res := range r.Results {
-		names = append(names, res.Name)
+		head = append(head, res.Name)
 	}
-	if len(names) > 1 {
-		names = append(names, "ratio")
+	if len(r.Results) > 1 {
+		head = append(head, "ratio")
 	}
-	row("", names...)
+	rows := [][]string{head}
 	for _, f := range figures {
-		var cells []string
+		row := []string{f.label}
 		known := false
 		for _, res := range r.Results {
 			v, ok := res.Values[f.key]
 			known = known || ok
-			cells = append(cells, cell(v, f.unit, ok))
+			row = append(row, cell(v, f.unit, ok))
 		}
 		if v, ok := r.ratio(f); ok {
-			cells = append(cells, fmt.Sprintf("%.2f", v))
-		} else if len(names) > len(cells) {
-			cells = append(cells, "")
+			row = append(row, fmt.Sprintf("%.2f", v))
+		} else if len(head) > len(row) {
+			row = append(row, "")
 		}
 		if known {
-			row(f.label, cells...)
+			rows = append(rows, row)
 		}
 	}
-	if err := t.Flush(); err != nil {
-		return err
+	return rows
+}
+
+// stageRows are the stages, if the scenario has some.
+func (r *report) stageRows() [][]string {
+	if len(r.Stages) == 0 {
+		return nil
+	}
+	rows := [][]string{{"stage", "took", "open at its end", "lost", "heartbeats answered", "delivered"}}
+	for _, st := range r.Stages {
+		row := []string{st.Name, cell(st.Seconds, "s", true), thousands(float64(st.Open))}
+		for _, n := range []uint64{st.Lost, st.Pings, st.Delivered} {
+			row = append(row, thousands(float64(n)))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// remarks are what the figures do not tell, a line each.
+func (r *report) remarks() (lines []string) {
+	reasons := func(what string, counted map[string]uint64) {
+		for _, reason := range slices.Sorted(maps.Keys(counted)) {
+			lines = append(lines, fmt.Sprintf("%s: %s × %s", what, thousands(float64(counted[reason])), reason))
+		}
 	}
 	for _, res := range r.Results {
-		writeReasons(w, res.Name+": handshakes failed", res.Failures)
-		writeReasons(w, res.Name+": connections lost", res.Lost)
+		reasons(res.Name+": handshakes failed", res.Failures)
+		reasons(res.Name+": connections lost", res.Lost)
 		for _, s := range res.Slabs {
-			fmt.Fprintf(w, "%s: kernel cache %-22s %6.2f objects, %6.0f B a connection\n", res.Name, s.Cache, s.Objects, s.Bytes)
+			lines = append(lines, fmt.Sprintf("%s: kernel cache %-22s %6.2f objects, %6.0f B a connection", res.Name, s.Cache, s.Objects, s.Bytes))
 		}
 	}
 	for _, note := range r.Notes {
-		fmt.Fprintln(w, "note: "+note)
+		lines = append(lines, "note: "+note)
 	}
 	if r.Interrupted {
-		fmt.Fprintln(w, "note: interrupted; this is what was measured until then")
+		lines = append(lines, "note: interrupted; this is what was measured until then")
 	}
-	return nil
+	return lines
 }
 
-func writeReasons(w io.Writer, what string, reasons map[string]uint64) {
-	for _, reason := range slices.Sorted(maps.Keys(reasons)) {
-		fmt.Fprintf(w, "%s: %s × %s\n", what, thousands(float64(reasons[reason])), reason)
+// writeTable writes the report for people.
+func (r *report) writeTable(w io.Writer) error {
+	fmt.Fprintf(w, "loadtest %s, %s, %s\n", r.Scenario, r.Machine, r.Started.Format(time.DateTime))
+	for _, rows := range [][][]string{r.stageRows(), r.figureRows()} {
+		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight) // the padded first column stands to the left
+		for _, row := range rows {
+			fmt.Fprintf(t, "%-52s\t%s\t\n", row[0], strings.Join(row[1:], "\t"))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
 	}
+	for _, line := range r.remarks() {
+		fmt.Fprintln(w, line)
+	}
+	return nil
 }
 
 func cell(v float64, unit string, ok bool) string {

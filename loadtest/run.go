@@ -7,13 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"runtime"
 	"strings"
 	"time"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"github.com/tocsin-push/tocsin/internal/limits"
 )
@@ -34,22 +31,43 @@ type common struct {
 	Floor       bool          `help:"Measure a bare loop of system calls beside the server, in turns, and tell the ratio."`
 	ServerCPU   int           `default:"-1" placeholder:"CPU" help:"Bind the server (--pid) and the floor to this CPU. A Go server then wants GOMAXPROCS=2 in its environment."`
 	GenCPU      int           `name:"generator-cpu" default:"-1" placeholder:"CPU" help:"Bind the generator to this CPU."`
-	JSON        bool          `name:"json" help:"Print the report as JSON."`
-	Report      string        `placeholder:"FILE.html" type:"path" help:"Write the report as one self-contained HTML file too."`
+	output
 }
 
-// subject is a server under test: the one that was asked for, or the floor.
-type subject struct {
-	result
-	pid     int // 0 if not known
-	targets []*target
-	fleet   *fleet
-	publish func(ctx context.Context, payload []byte) error
-	stop    func() // ends what the run itself started
+// output are the flags of the report.
+type output struct {
+	JSON     bool     `name:"json" help:"Print the report as JSON."`
+	Report   string   `placeholder:"FILE.html" type:"path" help:"Write the report as one self-contained HTML file too."`
+	Markdown string   `placeholder:"FILE.md" type:"path" help:"Write the report as Markdown too, with the plots of --plots."`
+	Plots    string   `placeholder:"PREFIX" type:"path" help:"Write the plots too, each as PREFIX-name.svg."`
+	Remark   []string `sep:"none" placeholder:"TEXT" help:"Say this in the report as well."`
+}
 
-	cpu   []float64 // what the unit of work cost in each round, µs
-	first counts    // of the connect
-	own   int64     // memory of the generator before it
+// write writes the report everywhere.
+func (o *output) write(r *report, out io.Writer) error {
+	tell := r.writeTable
+	if o.JSON {
+		tell = r.writeJSON
+	}
+	err := tell(out)
+	plots, plotErr := r.plots()
+	err = errors.Join(err, plotErr)
+	if o.Plots != "" {
+		for k := range plots {
+			err = errors.Join(err, plots[k].write(o.Plots))
+		}
+	}
+	if o.Markdown != "" {
+		shown := plots
+		if o.Plots == "" {
+			shown = nil // they are nowhere
+		}
+		err = errors.Join(err, r.writeMarkdown(o.Markdown, shown, o.Plots))
+	}
+	if o.Report != "" {
+		err = errors.Join(err, r.writeHTML(o.Report, plots))
+	}
+	return err
 }
 
 // session is one run of a scenario.
@@ -66,16 +84,17 @@ type session struct {
 // wrong. measure may return an error and leave results behind.
 func execute(ctx context.Context, name string, c common, out, status io.Writer, prepare func(s *session, sub *subject) error, measure func(context.Context, *session) error) error {
 	s := &session{common: c, progress: newProgress(status), start: time.Now(), packets: packetsDropped(), report: &report{
-		Scenario: name, Command: commandLine(os.Args), Started: time.Now(), Machine: thisMachine(),
+		Scenario: name, Command: commandLine("loadtest", os.Args), Started: time.Now(), Machine: thisMachine(), Notes: c.Remark,
 	}}
 	defer s.close()
 	err := s.setUp(ctx, prepare)
 	if err != nil {
 		return err // nothing was measured
 	}
+	s.report.Server = commandOf(s.subjects[0].pid)
 	err = measure(ctx, s)
-	if ctx.Err() != nil {
-		s.report.Interrupted, err = true, nil
+	if s.report.Interrupted = ctx.Err() != nil; s.report.Interrupted {
+		err = nil
 	}
 	s.progress.end()
 	s.report.Seconds = time.Since(s.start).Seconds()
@@ -89,23 +108,13 @@ func execute(ctx context.Context, name string, c common, out, status io.Writer, 
 	if err == nil {
 		err = s.verdict()
 	}
+	if err == nil && s.report.Interrupted {
+		err = errors.New("interrupted; the report is of what was measured until then")
+	}
 	if err != nil {
 		s.report.Error = err.Error()
 	}
-	return errors.Join(err, s.write(out))
-}
-
-func (s *session) write(out io.Writer) error {
-	var err error
-	if s.JSON {
-		err = s.report.writeJSON(out)
-	} else {
-		err = s.report.writeTable(out)
-	}
-	if s.Report != "" {
-		err = errors.Join(err, s.report.writeHTML(s.Report))
-	}
-	return err
+	return errors.Join(err, s.write(s.report, out))
 }
 
 func (s *session) close() {
@@ -229,189 +238,13 @@ func (s *session) checkLimits() error {
 	return nil
 }
 
-func newResult(name, url string) result {
-	return result{Name: name, URL: url, Values: map[string]float64{}, hists: newHists()}
-}
-
-// muster starts the generator for a subject.
-func (s *session) muster(sub *subject, conns int) error {
-	sources, err := sourcesFor(conns, sub.targets, s.Source)
-	if err != nil {
-		return err
-	}
-	p := plan{Sources: sources, Concurrency: s.Concurrency, Timeout: s.Timeout}
-	for _, t := range sub.targets {
-		p.Servers = append(p.Servers, t.addr.String())
-		p.Requests = append(p.Requests, t.request)
-	}
-	sub.fleet, err = muster(conns, s.Procs, p)
-	return err
-}
-
-// watch tells progress until the returned function is called.
-func (s *session) watch(sub *subject, what string, total int, done func(c *counts) int) (stop func()) {
-	s.progress.begin(sub.Name+": "+what, total)
-	quit, over := make(chan struct{}), make(chan struct{})
-	look := func() {
-		c := sub.fleet.now()
-		text := fmt.Sprintf("%s open", thousands(float64(c.Open)))
-		if n := sumReasons(c.Failures) + sumReasons(c.Lost); n > 0 {
-			text += fmt.Sprintf(", %s errors", thousands(float64(n)))
-		}
-		m := sample{at: time.Since(s.start), open: c.Open}
-		if sub.pid != 0 {
-			if mem, err := readMemory(sub.pid); err == nil {
-				m.resident = mem.Resident
-				text += fmt.Sprintf(", server %d MiB", mem.Resident>>20)
-			}
-		}
-		sub.samples = append(sub.samples, m)
-		s.progress.at(done(&c), text)
-	}
-	go func() {
-		defer close(over)
-		tick := time.NewTicker(250 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			look()
-			select {
-			case <-quit:
-				look()
-				return
-			case <-tick.C:
-			}
-		}
-	}()
-	return func() {
-		close(quit)
-		<-over
-		s.progress.end()
-	}
-}
-
-// meter returns a function that tells the CPU time the subject has used since,
-// NaN if its process is not known.
-func (sub *subject) meter() func() float64 {
-	before, err := cpuOf(sub.pid)
-	return func() float64 {
-		after, err2 := cpuOf(sub.pid)
-		if sub.pid == 0 || err != nil || err2 != nil {
-			return math.NaN()
-		}
-		return float64(after-before) / float64(time.Microsecond)
-	}
-}
-
-// spend notes what a round of so many units cost.
-func (sub *subject) spend(us float64, units uint64) {
-	if units > 0 && !math.IsNaN(us) {
-		sub.cpu = append(sub.cpu, us/float64(units))
-	}
-}
-
-// putCPU notes the median over the rounds.
-func (sub *subject) putCPU(key string) {
-	if len(sub.cpu) > 0 {
-		sub.put(key, median(sub.cpu))
-	}
-}
-
-// open brings the subject's connections up, and returns how long that took.
-// What the workers counted is in sub.first, and they count anew.
-func (s *session) open(ctx context.Context, sub *subject) (took time.Duration, err error) {
-	if err := s.muster(sub, s.N); err != nil {
-		return 0, err
-	}
-	f := sub.fleet
-	c, _, err := f.count(true)
-	if err != nil {
-		return 0, err
-	}
-	sub.own = c.SelfM
-	defer s.watch(sub, "connect", s.N, func(c *counts) int { return c.Open })()
-	began := time.Now()
-	if _, err = f.do(ctx, func(k int) order {
-		return order{Do: doConnect, N: f.share[k], Rate: s.Rate * float64(f.share[k]) / float64(s.N)}
-	}); err != nil {
-		return 0, err
-	}
-	took = time.Since(began)
-	first, hists, err := f.count(true)
-	if err != nil {
-		return took, err
-	}
-	first.SelfC -= c.SelfC
-	sub.first, sub.Failures = first, first.Failures
-	sub.hists[histHandshake] = hists[histHandshake]
-	if first.Opened == 0 && ctx.Err() == nil {
-		return took, fmt.Errorf("none of %s connections to %s was opened", thousands(float64(s.N)), sub.URL)
-	}
-	return took, ctx.Err()
-}
-
-// alive returns an error when the subject has ended every connection.
-func (sub *subject) alive() error {
-	if c := sub.fleet.now(); c.Open == 0 {
-		return fmt.Errorf("%s: every connection was lost: did the server die?", sub.Name)
-	}
-	return nil
-}
-
-// closing notes what is known of a subject at the end.
-func (s *session) closing(sub *subject) {
-	if sub.fleet == nil {
-		return
-	}
-	c, hists, err := sub.fleet.count(false)
-	if err != nil {
-		s.report.note("%s: %v", sub.Name, err)
-	}
-	sub.put("connections", float64(c.Open))
-	sub.Failures = addReasons(sub.Failures, c.Failures)
-	if n := sumReasons(sub.Failures); n > 0 {
-		sub.put("failed", float64(n))
-	}
-	sub.Lost = addReasons(sub.first.Lost, c.Lost)
-	delete(sub.Lost, "dropped") // by the scenario itself
-	if n := sumReasons(sub.Lost); n > 0 {
-		sub.put("lost", float64(n))
-	}
-	if sub.pid != 0 {
-		if m, err := readMemory(sub.pid); err == nil {
-			sub.put("resident_bytes", float64(m.Resident))
-			sub.put("threads", float64(m.Threads))
-		}
-		if pss, err := readProportional(sub.pid); err == nil {
-			sub.put("proportional_bytes", float64(pss))
-		}
-	}
-	if sub.first.Opened >= 5000 { // with fewer, a process's own start is most of it
-		sub.put("generator_bytes_per_connection", float64(sub.first.SelfM-sub.own)/float64(sub.first.Opened))
-	}
-	busy := c.Busy
-	if s.report.Scenario == "connect" {
-		busy = sub.first.Busy
-	}
-	s.saturation(sub, busy, hists[histLag])
-}
-
-// saturation says so when the generator was what held things up.
-func (s *session) saturation(sub *subject, busy float64, lag *hdrhistogram.Histogram) {
-	sub.put("generator_busy_percent", 100*busy)
-	if lag != nil && lag.ValueAtQuantile(99) > int64(time.Millisecond) {
-		s.report.note("%s: generator saturated: 1 %% of its messages left more than %.1f ms late", sub.Name, float64(lag.ValueAtQuantile(99))/1e6)
-	} else if busy > 0.95 {
-		s.report.note("%s: generator saturated: its loop was busy %.0f %% of the time, so that latencies and rates are its own as well", sub.Name, 100*busy)
-	}
-}
-
 // verdict says what is wrong with a run that went through to its end.
 func (s *session) verdict() error {
 	for _, sub := range s.subjects {
 		v := sub.Values
 		switch {
-		case v["failed"] > 0 && s.report.Scenario != "herd":
-			return fmt.Errorf("%s: %s of %s handshakes failed", sub.Name, thousands(v["failed"]), thousands(float64(s.N)))
+		case sub.failed() > 0:
+			return fmt.Errorf("%s: %s of %s handshakes failed", sub.Name, thousands(float64(sub.failed())), thousands(float64(s.N)))
 		case v["lost"] > 0 && s.report.Scenario != "herd":
 			return fmt.Errorf("%s: %s connections were lost", sub.Name, thousands(v["lost"]))
 		case v["missing"]+v["doubled"]+v["misordered"] > 0:
@@ -421,4 +254,9 @@ func (s *session) verdict() error {
 		}
 	}
 	return nil
+}
+
+// failed returns how many handshakes failed for good: a herd tries again.
+func (sub *subject) failed() uint64 {
+	return sumReasons(sub.first.Failures) - sub.first.Failures["interrupted"]
 }

@@ -27,6 +27,7 @@ type cli struct {
 	Publish   publishCmd   `cmd:"" help:"Send a message to the subscribers of a topic."`
 	Push      pushCmd      `cmd:"" help:"Send a message to every device of a user, or to one connection."`
 	Broadcast broadcastCmd `cmd:"" help:"Send a message to every connection."`
+	Doctor    doctorCmd    `cmd:"" help:"Check the limits of this machine: what is too small, and the command that raises it."`
 	Token     tokenCmd     `cmd:"" help:"Print a token that lets a client in."`
 	Version   versionCmd   `cmd:"" help:"Print the version."`
 

@@ -4,15 +4,16 @@
 #
 #   N      connections                                    1000000
 #   OUT    where the results go                           bin/million
-#   LIMIT  seconds for everything                         3600
+#   LIMIT  seconds for everything                         7200
 #   MODE   native, vm, or auto                            auto
 #   ACCEL  kvm, tcg, or auto: kvm if a guest boots        auto
 #   MEM    MiB of the guest                               2048 and 12.5 KB a connection
+#   DOCS   1: copy the page and its plots to docs/        they stay in OUT
 # and those of build.sh.
 set -eu
 cd "$(dirname "$0")/../.."
 here=loadtest/vm
-N=${N:-1000000} LIMIT=${LIMIT:-3600} MODE=${MODE:-auto} ACCEL=${ACCEL:-auto}
+N=${N:-1000000} LIMIT=${LIMIT:-7200} MODE=${MODE:-auto} ACCEL=${ACCEL:-auto}
 out=${OUT:-bin/million}
 cache=${CACHE:-bin/vm}
 
@@ -38,7 +39,7 @@ case $MODE in native | vm | auto) ;; *) usage "MODE is '$MODE', it must be nativ
 mkdir -p "$out" "$cache"
 out=$(cd "$out" && pwd)
 cache=$(cd "$cache" && pwd)
-rm -f "$out/status"
+rm -f "$out/status" "$out"/million*
 
 available=$(awk '/MemAvailable/ { print int($2 / 1024) }' /proc/meminfo)
 
@@ -55,7 +56,7 @@ run_native() {
 	mkdir -p "$cache/native"
 	[ -n "${TOCSIN:-}" ] || CGO_ENABLED=0 go build -trimpath -o "$cache/native/tocsin" ./cmd/tocsin
 	[ -n "${LOADTEST:-}" ] || CGO_ENABLED=0 go build -trimpath -o "$cache/native/loadtest" ./loadtest
-	export N LIMIT OUT="$out" TOCSIN="${TOCSIN:-$cache/native/tocsin}" LOADTEST="${LOADTEST:-$cache/native/loadtest}"
+	export N LIMIT ACCEL=native OUT="$out" TOCSIN="${TOCSIN:-$cache/native/tocsin}" LOADTEST="${LOADTEST:-$cache/native/loadtest}"
 	ulimit -Sn "$(ulimit -Hn)"
 	status=0
 	"${SCENARIO:-$here/scenario.sh}" || status=$?
@@ -113,7 +114,7 @@ run_vm() {
 	tail -n +1 -f --pid=$$ "$out/console.log" &
 	follow=$!
 	# The guest's own deadline is earlier, so that it can still tell what it measured.
-	boot "$accel" "$cpu" "$MEM" "$LIMIT" "$out/console.log" "$out/results.tar.gz" "N=$N LIMIT=$((LIMIT * 9 / 10))$slow"
+	boot "$accel" "$cpu" "$MEM" "$LIMIT" "$out/console.log" "$out/results.tar.gz" "N=$N LIMIT=$((LIMIT * 9 / 10)) ACCEL=$ACCEL$slow"
 	sleep 1 # the last lines
 	kill "$follow" 2>/dev/null || true
 	gzip -t "$out/results.tar.gz" 2>/dev/null && tar -xzf "$out/results.tar.gz" -C "$out" ||
@@ -128,4 +129,9 @@ fi
 echo "$N connections, $MODE"
 "run_$MODE"
 [ "$(cat "$out/status")" = 0 ] || fail "the scenario failed with status $(cat "$out/status"), see $out"
+if [ "${DOCS:-}" = 1 ]; then
+	rm -f docs/million-*.svg
+	cp "$out/million.md" "$out"/million-*.svg docs/
+	echo "docs/million.md and its plots are of this run"
+fi
 echo "done, results in $out"

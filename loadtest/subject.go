@@ -1,0 +1,247 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// subject is a server under test: the one that was asked for, or the floor.
+type subject struct {
+	result
+	pid     int // 0 if not known
+	targets []*target
+	fleet   *fleet
+	publish func(ctx context.Context, payload []byte) error
+	stop    func() // ends what the run itself started
+
+	cpu   []float64 // what the unit of work cost in each round, µs
+	first counts    // of the connect
+	own   int64     // memory of the generator before it
+
+	pings uint64 // that were answered
+
+	// What was counted since fresh.
+	sum  counts
+	sums map[string]*hdrhistogram.Histogram
+}
+
+func newResult(name, url string) result {
+	return result{Name: name, URL: url, Values: map[string]float64{}, hists: newHists()}
+}
+
+// count returns what the workers counted since it was last called, and adds
+// that to the subject's sums.
+func (sub *subject) count() (counts, map[string]*hdrhistogram.Histogram, error) {
+	c, hists, err := sub.fleet.count()
+	if err != nil {
+		return c, hists, err
+	}
+	sub.keep(&c)
+	sub.sum.add(&c)
+	sub.sum.Open, sub.sum.Pending, sub.sum.SelfC, sub.sum.SelfM = c.Open, c.Pending, c.SelfC, c.SelfM
+	for name, h := range hists {
+		if sub.sums[name] == nil {
+			sub.sums[name] = newHistogram()
+		}
+		sub.sums[name].Merge(h)
+	}
+	return c, hists, nil
+}
+
+// keep adds to what is never counted anew. What the scenario itself did is not
+// among the failures and losses.
+func (sub *subject) keep(c *counts) {
+	sub.pings += c.Pings
+	sub.Failures = addReasons(sub.Failures, c.Failures)
+	maps.DeleteFunc(sub.Failures, func(reason string, _ uint64) bool { return reason == "interrupted" })
+	sub.Lost = addReasons(sub.Lost, c.Lost)
+	maps.DeleteFunc(sub.Lost, func(reason string, _ uint64) bool { return reason == "dropped" })
+}
+
+// fresh begins new sums. It returns what the workers counted until now.
+func (sub *subject) fresh() (counts, map[string]*hdrhistogram.Histogram, error) {
+	c, hists, err := sub.count()
+	sub.sum, sub.sums = counts{}, newHists()
+	return c, hists, err
+}
+
+// muster starts the generator for a subject.
+func (s *session) muster(sub *subject, conns int) error {
+	sources, err := sourcesFor(conns, sub.targets, s.Source)
+	if err != nil {
+		return err
+	}
+	p := plan{Sources: sources, Concurrency: s.Concurrency, Timeout: s.Timeout}
+	for _, t := range sub.targets {
+		p.Servers = append(p.Servers, t.addr.String())
+		p.Requests = append(p.Requests, t.request)
+	}
+	sub.fleet, err = muster(conns, s.Procs, p)
+	return err
+}
+
+// open brings the subject's connections up, and returns how long that took.
+// What the workers counted is in sub.first, and they count anew.
+func (s *session) open(ctx context.Context, sub *subject) (took time.Duration, err error) {
+	if err := s.muster(sub, s.N); err != nil {
+		return 0, err
+	}
+	f := sub.fleet
+	c, _, err := sub.fresh()
+	if err != nil {
+		return 0, err
+	}
+	sub.own = c.SelfM
+	defer s.watch(sub, "connect", s.N, func(c *counts) int { return c.Open })()
+	began := time.Now()
+	if _, err = f.do(ctx, func(k int) order {
+		return order{Do: doConnect, N: f.share[k], Rate: s.Rate * float64(f.share[k]) / float64(s.N)}
+	}); err != nil {
+		return 0, err
+	}
+	took = time.Since(began)
+	first, hists, err := sub.fresh()
+	if err != nil {
+		return took, err
+	}
+	first.SelfC -= c.SelfC
+	sub.first = first
+	sub.hists[histHandshake] = hists[histHandshake]
+	if first.Opened == 0 && ctx.Err() == nil {
+		return took, fmt.Errorf("none of %s connections to %s was opened", thousands(float64(s.N)), sub.URL)
+	}
+	return took, ctx.Err()
+}
+
+// watch tells progress until the returned function is called.
+func (s *session) watch(sub *subject, what string, total int, done func(c *counts) int) (stop func()) {
+	s.progress.begin(sub.Name+": "+what, total)
+	quit, over := make(chan struct{}), make(chan struct{})
+	look := func() {
+		c := sub.fleet.now()
+		text := fmt.Sprintf("%s open", thousands(float64(c.Open)))
+		if n := sumReasons(c.Failures) + sumReasons(c.Lost) - c.Lost["dropped"]; n > 0 {
+			text += fmt.Sprintf(", %s errors", thousands(float64(n)))
+		}
+		m := sample{at: time.Since(s.start), open: c.Open}
+		if sub.pid != 0 {
+			if mem, err := readMemory(sub.pid); err == nil {
+				m.resident = mem.Resident
+				text += fmt.Sprintf(", server %d MiB", mem.Resident>>20)
+			}
+		}
+		sub.samples = append(sub.samples, m)
+		s.progress.at(done(&c), text)
+	}
+	go func() {
+		defer close(over)
+		tick := time.NewTicker(250 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			look()
+			select {
+			case <-quit:
+				look()
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		<-over
+		s.progress.end()
+	}
+}
+
+// meter returns a function that tells the CPU time the subject has used since,
+// NaN if its process is not known.
+func (sub *subject) meter() func() float64 {
+	before, err := cpuOf(sub.pid)
+	return func() float64 {
+		after, err2 := cpuOf(sub.pid)
+		if sub.pid == 0 || err != nil || err2 != nil {
+			return math.NaN()
+		}
+		return float64(after-before) / float64(time.Microsecond)
+	}
+}
+
+// spend notes what a round of so many units cost.
+func (sub *subject) spend(us float64, units uint64) {
+	if units > 0 && !math.IsNaN(us) {
+		sub.cpu = append(sub.cpu, us/float64(units))
+	}
+}
+
+// putCPU notes the median over the rounds.
+func (sub *subject) putCPU(key string) {
+	if len(sub.cpu) > 0 {
+		sub.put(key, median(sub.cpu))
+	}
+}
+
+// alive returns an error when the subject has ended every connection.
+func (sub *subject) alive() error {
+	if c := sub.fleet.now(); c.Open == 0 {
+		return fmt.Errorf("%s: every connection was lost: did the server die?", sub.Name)
+	}
+	return nil
+}
+
+// closing notes what is known of a subject at the end.
+func (s *session) closing(sub *subject) {
+	if sub.fleet == nil {
+		return
+	}
+	c, _, err := sub.count()
+	if err != nil {
+		s.report.note("%s: %v", sub.Name, err)
+		sub.keep(&c) // as far as it is known
+	}
+	sub.put("connections", float64(c.Open))
+	if sub.pings > 0 {
+		sub.put("pings", float64(sub.pings))
+	}
+	if n := sumReasons(sub.Failures); n > 0 {
+		sub.put("failed", float64(n))
+	}
+	if n := sumReasons(sub.Lost); n > 0 {
+		sub.put("lost", float64(n))
+	}
+	if sub.pid != 0 {
+		if m, err := readMemory(sub.pid); err == nil {
+			sub.put("resident_bytes", float64(m.Resident))
+			sub.put("peak_bytes", float64(m.Peak))
+			sub.put("threads", float64(m.Threads))
+		}
+		if pss, err := readProportional(sub.pid); err == nil {
+			sub.put("proportional_bytes", float64(pss))
+		}
+	}
+	if sub.first.Opened >= 5000 { // with fewer, a process's own start is most of it
+		sub.put("generator_bytes_per_connection", float64(sub.first.SelfM-sub.own)/float64(sub.first.Opened))
+	}
+	busy := sub.sum.Busy
+	if s.report.Scenario == "connect" {
+		busy = sub.first.Busy
+	}
+	s.saturation(sub, busy, sub.sums[histLag])
+}
+
+// saturation says so when the generator was what held things up.
+func (s *session) saturation(sub *subject, busy float64, lag *hdrhistogram.Histogram) {
+	sub.put("generator_busy_percent", 100*busy)
+	if lag != nil && lag.ValueAtQuantile(99) > int64(time.Millisecond) {
+		s.report.note("%s: generator saturated: 1 %% of its messages left more than %.1f ms late", sub.Name, float64(lag.ValueAtQuantile(99))/1e6)
+	} else if busy > 0.95 {
+		s.report.note("%s: generator saturated: its loop was busy %.0f %% of the time, so that latencies and rates are its own as well", sub.Name, 100*busy)
+	}
+}

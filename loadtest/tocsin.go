@@ -1,0 +1,165 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// tocsin is a server that the bench started.
+type tocsin struct {
+	*subject
+	publisher publisher
+	idle      memory  // before the first connection
+	routines  float64 // and its goroutines then
+	said      *lastLine
+	ended     chan string // how, when it did
+}
+
+// goroutines is what tocsin's metrics call them.
+const goroutines = "go_goroutines"
+
+// lastLine keeps the last whole line that is written to it.
+type lastLine struct {
+	mu         sync.Mutex
+	half, line []byte
+}
+
+func (l *lastLine) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.half = append(l.half, b...)
+	if end := bytes.LastIndexByte(l.half, '\n'); end >= 0 {
+		start := bytes.LastIndexByte(l.half[:end], '\n') + 1
+		l.line = append(l.line[:0], l.half[start:end]...)
+		l.half = append(l.half[:0], l.half[end+1:]...)
+	}
+	return len(b), nil
+}
+
+// blame adds to an error what tocsin said last, and how it ended if it did.
+func (b *bench) blame(t *tocsin, err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case end := <-t.ended:
+		t.ended <- end
+		err = fmt.Errorf("%w; tocsin ended: %s", err, end)
+	case <-time.After(time.Second): // a process that dies takes its time with its sockets
+	}
+	t.said.mu.Lock()
+	defer t.said.mu.Unlock()
+	if len(t.said.line) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w; it said last: %s", err, t.said.line)
+}
+
+// start starts tocsin on free ports, and opens and closes a few connections.
+func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, error) {
+	listen, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	api, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: publisher{API: "http://" + api, APIKey: "bench", Topic: "shared", Size: 128, Late: time.Minute}}
+	cmd := exec.Command(b.Tocsin, "serve", "--listen", listen, "--api-listen", api, "--api-key", "bench", "--dev", "--ping-interval", "0s")
+	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), b.Env...) // bound to one CPU, Go would take 1
+	cmd.Stdout, cmd.Stderr = t.said, t.said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not meant for it
+	if err := startOn(b.ServerCPU, cmd); err != nil {
+		return nil, fmt.Errorf("start %s: %w", b.Tocsin, err)
+	}
+	t.subject = &subject{result: newResult("tocsin", "ws://"+listen+"/ws"+query), pid: cmd.Process.Pid}
+	t.stop = func() {
+		_ = cmd.Process.Kill() // a drain would take half a minute
+		<-t.ended
+	}
+	go func() {
+		_ = cmd.Wait() // ProcessState tells
+		t.ended <- cmd.ProcessState.String()
+	}()
+	if err := errors.Join(b.ready(ctx, t, warm), ctx.Err()); err != nil {
+		t.stop()
+		return nil, b.blame(t, err)
+	}
+	return t, nil
+}
+
+// ready waits for tocsin to listen and warms it up.
+func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
+	s := b.session(t.subject, warm)
+	if err := s.aim(ctx, t.subject); err != nil {
+		return err
+	}
+	if err := t.publisher.aim(s, t.subject, 1); err != nil {
+		return err
+	}
+	var err error
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		if err = t.targets[0].probe(ctx); err == nil || time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		return fmt.Errorf("tocsin does not serve: %w", err)
+	}
+	if _, err = s.open(ctx, t.subject); err != nil {
+		return err
+	}
+	t.fleet.close()
+	t.fleet = nil
+	if err = errors.Join(t.empty(ctx), quiet(ctx, t.subject)); err != nil {
+		return err
+	}
+	if t.routines, err = t.publisher.metric(ctx, goroutines); err != nil {
+		return err
+	}
+	t.idle, err = readMemory(t.pid)
+	return err
+}
+
+// empty waits until the last connection is gone at tocsin too.
+func (t *tocsin) empty(ctx context.Context) error {
+	const gone = time.Minute
+	for deadline := time.Now().Add(gone); ; {
+		open, err := t.publisher.metric(ctx, "tocsin_connections")
+		switch {
+		case err != nil:
+			return err
+		case open == 0:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("tocsin still has %s connections %s after their clients closed them", thousands(open), gone)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// freeAddr returns a loopback address that nobody listens on.
+func freeAddr() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
+}
