@@ -101,14 +101,16 @@ func (c *conn) free() bool {
 	return c.state == opened && (c.extra == nil || len(c.extra.out) == 0)
 }
 
-// sendDue sends what is due by the schedule. It does not wait for replies;
-// only a socket that takes no more holds its own messages back.
+// sendDue sends what is due by the schedule, what was due before the end even
+// behind it. It does not wait for replies; only a socket that takes no more
+// holds its own messages back.
 func (e *engine) sendDue() {
 	t := &e.echo
-	if t.order == 0 || t.rate == 0 || e.now >= t.end {
+	if t.order == 0 || t.rate == 0 {
 		return
 	}
-	for due := uint64(float64(e.now-t.start)*t.rate/1e9) + 1; t.next < due; t.next++ {
+	now := min(e.now, t.end-1)
+	for due := uint64(float64(now-t.start)*t.rate/1e9) + 1; t.next < due; t.next++ {
 		i := int(t.next % uint64(t.active))
 		if c := &e.conns[i]; c.free() {
 			t.say(e, i, c)

@@ -144,7 +144,7 @@ func (s *fdset) remove(i int) bool {
 
 // thin makes a bitmap a list again when that is much smaller.
 func (s *fdset) thin() {
-	if len(s.words) <= 64 || int(s.n) >= len(s.words)/8 {
+	if len(s.words) <= 64 || 8*int(s.n) >= len(s.words) {
 		return
 	}
 	list := make([]uint32, 0, s.n)
