@@ -435,7 +435,7 @@ func TestWaitAck(t *testing.T) {
 	if r := <-got; r.error != nil || r.Devices[0].Status != server.StatusAcked || r.Devices[1].Status != server.StatusAcked {
 		t.Errorf("both acked: %+v, %v", r.Receipt, r.error)
 	}
-	got = push(100 * time.Millisecond)
+	got = push(2 * time.Second)
 	m := wantMessage(t, a, "$user", "1")
 	wantMessage(t, b, "$user", "1")
 	command(t, a, fmt.Sprintf(`{"id":1,"ack":{"id":%q}}`, m.ID))
