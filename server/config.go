@@ -81,7 +81,7 @@ type Config struct {
 	AuthTimeout      time.Duration // head to 101, Auth included. Default 8 s
 	MessageTimeout   time.Duration // first to last byte of an inbound message. Default 10 s
 	WriteTimeout     time.Duration // an outbox without any progress. Default 10 s
-	DrainRate        time.Duration // the oldest byte of an outbox. Default 30 s
+	OutboxAge        time.Duration // the oldest byte of an outbox. Default 30 s
 	PingInterval     time.Duration // silence before a ping. Default 25 s; negative: no pings
 	PongTimeout      time.Duration // ping to the first byte after it. Default 8 s
 	CloseTimeout     time.Duration // Close frame to the end of the socket. Default 5 s
@@ -152,7 +152,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.AuthTimeout, 8*time.Second)
 	setDefault(&c.MessageTimeout, 10*time.Second)
 	setDefault(&c.WriteTimeout, 10*time.Second)
-	setDefault(&c.DrainRate, 30*time.Second)
+	setDefault(&c.OutboxAge, 30*time.Second)
 	setDefault(&c.PingInterval, 25*time.Second)
 	setDefault(&c.PongTimeout, 8*time.Second)
 	setDefault(&c.CloseTimeout, 5*time.Second)
@@ -202,7 +202,7 @@ func (c *Config) check() error {
 		{"AuthTimeout", int64(c.AuthTimeout), int64(maxTimeout)},
 		{"MessageTimeout", int64(c.MessageTimeout), int64(maxTimeout)},
 		{"WriteTimeout", int64(c.WriteTimeout), int64(maxTimeout)},
-		{"DrainRate", int64(c.DrainRate), int64(maxTimeout)},
+		{"OutboxAge", int64(c.OutboxAge), int64(maxTimeout)},
 		{"PongTimeout", int64(c.PongTimeout), int64(maxTimeout)},
 		{"CloseTimeout", int64(c.CloseTimeout), int64(maxTimeout)},
 		{"Drain", int64(c.Drain), int64(maxTimeout)},

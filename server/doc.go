@@ -17,6 +17,7 @@
 //	netpoll.Poller    a shard's set has something            poller_linux.go
 //	shard.onReady     the turn, here or in the pool          shard.go
 //	worker.serve      recv                                   read.go
+//	worker.feed       frame by frame, until a hook is busy   read.go
 //	half.take         whole frames, checked and unmasked     half.go
 //	worker.frame      control frames answered                read.go
 //	worker.command    what the client wants                  command.go
@@ -33,11 +34,11 @@
 //
 // # Goroutines
 //
-// New starts all of them and Shutdown ends them: two pollers (easygo's wait
-// loops; one for the shards' sets, one for listeners), the ticker, and the
-// workers of two pools, which ants starts when there is work: Config.Workers
-// that serve shards and Config.HookWorkers that run user code. Serve blocks in
-// its caller's.
+// New starts all of them and Shutdown ends them: the poller (easygo's wait
+// loop), which watches listeners and the shards' sets, accepts, and serves a
+// shard itself while the pool is idle; the ticker; and the workers of two pools,
+// which ants starts when there is work: Config.Workers that serve shards and
+// Config.HookWorkers that run user code. Serve blocks in its caller's.
 //
 // # Locks
 //

@@ -137,7 +137,7 @@ func TestFaultD2(t *testing.T) {
 	release := make(chan struct{})
 	var held atomic.Int32
 	srv, addr := started(t, Config{
-		Drain: time.Hour, DrainRate: time.Hour,
+		Drain: time.Hour, OutboxAge: time.Hour,
 		OnMessage: func(Conn, ws.OpCode, []byte) bool {
 			held.Add(1)
 			<-release

@@ -185,7 +185,7 @@ func TestFaultB2(t *testing.T) {
 func TestFaultB3(t *testing.T) {
 	parallel(t)
 	n := size(1000)
-	srv, addr := started(t, Config{kernel: newLedger(), CloseTimeout: time.Second, DrainRate: 2 * time.Second})
+	srv, addr := started(t, Config{kernel: newLedger(), CloseTimeout: time.Second, OutboxAge: 2 * time.Second})
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for range n {

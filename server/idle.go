@@ -131,7 +131,7 @@ func (w *worker) sweepOpen(c *conn) {
 			case w.now.since(e.out.moved) >= cfg.WriteTimeout:
 				w.cut(c, cutStalled)
 				return
-			case w.now.since(e.out.q[0].queued) >= cfg.DrainRate:
+			case w.now.since(e.out.q[0].queued) >= cfg.OutboxAge:
 				w.cut(c, cutTrickle)
 				return
 			}

@@ -70,7 +70,7 @@ var deadlines = []deadline{
 		}, wasClosed(wire.ClosePolicy),
 	},
 	{"write", func(c *Config) *time.Duration { return &c.WriteTimeout }, stuck, wasClosed(wire.CloseSlow)},
-	{"drain rate", func(c *Config) *time.Duration { return &c.DrainRate }, stuck, wasClosed(wire.CloseSlow)},
+	{"drain rate", func(c *Config) *time.Duration { return &c.OutboxAge }, stuck, wasClosed(wire.CloseSlow)},
 	{
 		"ping", func(c *Config) *time.Duration { return &c.PingInterval },
 		func(s *sim) *peer { return s.dial("/ws") },
@@ -163,7 +163,7 @@ func TestFaultL5(t *testing.T) {
 // A connection that is not pinged because data waits for it is not closed for
 // want of a pong either.
 func TestNoPingNoPong(t *testing.T) {
-	s := newSim(t, 1, Config{WriteTimeout: time.Hour, DrainRate: time.Hour})
+	s := newSim(t, 1, Config{WriteTimeout: time.Hour, OutboxAge: time.Hour})
 	p := stuck(s)
 	for range 20 {
 		s.sweep(s.srv.cfg.PingInterval)

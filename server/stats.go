@@ -106,7 +106,7 @@ var (
 	cutTexts = [cutReasons]string{
 		"outbox full, see max_outbox",
 		"no progress in writing, see write_timeout",
-		"reading too slowly, see drain_rate",
+		"reading too slowly, see outbox_age",
 		"all outboxes together are full, see outbox_budget",
 	}
 )

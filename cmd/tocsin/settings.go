@@ -47,7 +47,7 @@ type settings struct {
 	AuthTimeout      time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"8s" help:"The head to the answer, authentication included."`
 	MessageTimeout   time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"10s" help:"First to last byte of a message from a client."`
 	WriteTimeout     time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"10s" help:"An outbox that does not move."`
-	DrainRate        time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"30s" help:"Age of the oldest byte in an outbox that does move."`
+	OutboxAge        time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"30s" help:"Age of the oldest byte in an outbox that does move."`
 	PingInterval     time.Duration `group:"times" type:"duration" min:"1s" max:"24h" word:"off" default:"25s" help:"Silence before a ping; off: no pings."`
 	PongTimeout      time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"8s" help:"A ping to the first byte after it."`
 	CloseTimeout     time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"5s" help:"A Close frame to the end of its socket."`
@@ -83,7 +83,7 @@ func (s *settings) serverConfig(log *slog.Logger) server.Config {
 		MaxOutbox: s.MaxOutbox, MaxPublish: s.maxPublish(),
 		OutboxBudget: s.OutboxBudget, PublishBudget: s.PublishBudget,
 		HandshakeTimeout: s.HandshakeTimeout, AuthTimeout: s.AuthTimeout,
-		MessageTimeout: s.MessageTimeout, WriteTimeout: s.WriteTimeout, DrainRate: s.DrainRate,
+		MessageTimeout: s.MessageTimeout, WriteTimeout: s.WriteTimeout, OutboxAge: s.OutboxAge,
 		PingInterval: s.PingInterval, PongTimeout: s.PongTimeout,
 		CloseTimeout: s.CloseTimeout, Drain: s.Drain,
 		Logger: log,

@@ -20,7 +20,7 @@ if [ -n "${SLOW:-}" ]; then
 	ping=$((N / 900 > 45 ? N / 900 : 45))
 	hold=180s timeout=2m
 	where="In a virtual machine whose CPUs are emulated ($ACCEL): times are many times those of a real machine, counts and bytes are not."
-	set -- --handshake-timeout=2m --ping-interval=${ping}s --pong-timeout=10m --write-timeout=20m --drain-rate=20m --api-timeout=10m
+	set -- --handshake-timeout=2m --ping-interval=${ping}s --pong-timeout=10m --write-timeout=20m --outbox-age=20m --api-timeout=10m
 fi
 
 TOCSIN_API_KEY=make-million
