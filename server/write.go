@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/netpoll"
@@ -136,24 +138,32 @@ func (w *worker) budget(n int) {
 	}
 }
 
-// shed cuts the connection of this shard with the longest outbox, or ends it
-// at once if it was cut before. The shard that adds to the sum is the one that
-// takes from it, and as what was added is there to be taken, the sum stays
-// within one message a worker of the budget.
+// shed cuts the connections of this shard with the longest outboxes, and ends
+// those at once that were cut before, until all outboxes together are a little
+// under the budget; a little, because looking for them costs a walk through
+// the shard. The shard that adds to the sum is the one that takes from it, and
+// as what was added is there to be taken, the sum stays within one message a
+// worker of the budget.
 func (w *worker) shed() {
 	s := w.shard
-	var longest *conn
+	var waiting []*conn
 	for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
-		if c := s.at(i); c.ext != nil && c.ext.out.bytes > 0 && (longest == nil || c.ext.out.bytes > longest.ext.out.bytes) {
-			longest = c
+		if c := s.at(i); c.ext != nil && c.ext.out.bytes > 0 {
+			waiting = append(waiting, c)
 		}
 	}
-	switch {
-	case longest == nil:
-	case longest.state == stateOpen:
-		w.cut(longest, cutBudget)
-	default:
-		w.detach(longest)
+	slices.SortFunc(waiting, func(a, b *conn) int { return b.ext.out.bytes - a.ext.out.bytes })
+	enough := w.srv.cfg.OutboxBudget - w.srv.cfg.OutboxBudget/64
+	for _, c := range waiting {
+		switch {
+		case w.srv.outboxBytes.Load() <= enough:
+			return
+		case c.ext == nil: // ended meanwhile: a Close frame that waits sheds too
+		case c.state == stateOpen:
+			w.cut(c, cutBudget)
+		default:
+			w.detach(c)
+		}
 	}
 }
 
