@@ -121,7 +121,7 @@ func capacity(cfg *Config) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("server: %w", err)
 	}
-	reserved := uint64(reservedFDs + cfg.Shards)
+	reserved := uint64(max(reservedFDs, reservedFDs/2+cfg.Shards))
 	fits := int(min(max(limit, reserved+1)-reserved, 1<<30))
 	switch {
 	case cfg.MaxConnections == 0:

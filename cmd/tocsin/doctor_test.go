@@ -43,7 +43,7 @@ func TestDoctorNamesTheCommand(t *testing.T) {
 	got := tocsin(t, "", "doctor", "--connections", "1073741822")
 	for line := range strings.Lines(got.out) {
 		if strings.HasPrefix(line, "LOW  RLIMIT_NOFILE hard") {
-			for _, want := range []string{"of 1,073,741,950 needed", "enough for ", "prlimit --pid $$ --nofile=1073741950:1073741950"} {
+			for _, want := range []string{"of 1,073,742,078 needed", "enough for ", "prlimit --pid $$ --nofile=1073742078:1073742078"} {
 				if !strings.Contains(line, want) {
 					t.Errorf("no %q in %q", want, line)
 				}

@@ -13,7 +13,7 @@ import (
 const (
 	// reserve is how many descriptors a process needs beside its connections:
 	// listeners, epoll sets, files, the API's clients.
-	reserve = 128
+	reserve = 256
 	// endBytes is the memory of one end of an idle connection: 3.9 KB in the
 	// kernel and what the process keeps.
 	endBytes = 4300

@@ -63,11 +63,11 @@ func TestEachLimitIsFound(t *testing.T) {
 		allows int
 		fix    string
 	}{
-		{name: "fs.nr_open", file: "proc/sys/fs/nr_open", text: "20000", allows: 19_872, fix: "sudo sysctl -w fs.nr_open=1000128"},
-		{name: "RLIMIT_NOFILE hard", change: func(s *system) { s.hard = 20_000 }, allows: 19_872, fix: "sudo prlimit --pid $$ --nofile=1000128:1000128"},
-		{name: "RLIMIT_NOFILE soft", change: func(s *system) { s.soft = 1024 }, allows: 896, fix: "ulimit -Sn 1000128"},
-		{name: "fs.file-max", file: "proc/sys/fs/file-max", text: "101184", allows: 50_000, fix: "sudo sysctl -w fs.file-max=2001184"},
-		{name: "fs.epoll.max_user_watches", file: "proc/sys/fs/epoll/max_user_watches", text: "1000128", allows: 500_000, fix: "sudo sysctl -w fs.epoll.max_user_watches=2000128"},
+		{name: "fs.nr_open", file: "proc/sys/fs/nr_open", text: "20000", allows: 19_744, fix: "sudo sysctl -w fs.nr_open=1000256"},
+		{name: "RLIMIT_NOFILE hard", change: func(s *system) { s.hard = 20_000 }, allows: 19_744, fix: "sudo prlimit --pid $$ --nofile=1000256:1000256"},
+		{name: "RLIMIT_NOFILE soft", change: func(s *system) { s.soft = 1024 }, allows: 768, fix: "ulimit -Sn 1000256"},
+		{name: "fs.file-max", file: "proc/sys/fs/file-max", text: "101312", allows: 50_000, fix: "sudo sysctl -w fs.file-max=2001312"},
+		{name: "fs.epoll.max_user_watches", file: "proc/sys/fs/epoll/max_user_watches", text: "1000256", allows: 500_000, fix: "sudo sysctl -w fs.epoll.max_user_watches=2000256"},
 		{name: "net.ipv4.ip_local_port_range", file: "proc/sys/net/ipv4/ip_local_port_range", text: "32768 60999", allows: 564_640, fix: `sudo sysctl -w net.ipv4.ip_local_port_range="1024 65535"`},
 		{name: "net.ipv4.ip_local_port_range", file: "proc/sys/net/ipv4/ip_local_reserved_ports", text: "80,2000,1000-60000", allows: 20 * 5534, fix: `sudo sysctl -w net.ipv4.ip_local_port_range="1024 65535"`},
 		{name: "net.netfilter.nf_conntrack_max", file: "proc/sys/net/netfilter/nf_conntrack_max", text: "262144", allows: 262_134, fix: "sudo sysctl -w net.netfilter.nf_conntrack_max=1000010"},
@@ -115,7 +115,7 @@ func TestFixIsEnough(t *testing.T) {
 
 func TestSidesAndProcesses(t *testing.T) {
 	files := ample()
-	files["proc/sys/fs/file-max"] = "101184" // 100,128 left
+	files["proc/sys/fs/file-max"] = "101312" // 100,256 left
 	s := fake(files)
 	s.hard, s.soft = 20_000, 20_000
 	for _, c := range []struct {
@@ -123,9 +123,9 @@ func TestSidesAndProcesses(t *testing.T) {
 		fileMax, own   int
 		ports, accepts bool
 	}{
-		{Need{Connections: 60_000}, 100_000, 19_872, false, true},
-		{Need{Connections: 60_000, Side: Client, Processes: 4}, 99_616, 79_488, true, false},
-		{Need{Connections: 60_000, Side: Both}, 50_000, 19_872, true, true},
+		{Need{Connections: 60_000}, 100_000, 19_744, false, true},
+		{Need{Connections: 60_000, Side: Client, Processes: 4}, 99_232, 78_976, true, false},
+		{Need{Connections: 60_000, Side: Both}, 50_000, 19_744, true, true},
 	} {
 		found := s.check(c.need)
 		if got := finding(t, found, "fs.file-max").Allows; got != c.fileMax {
@@ -181,12 +181,12 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"ok   fs.nr_open                      2,000,000 descriptors, enough for 1,999,872 connections\n",
-		"LOW  RLIMIT_NOFILE soft              1,024 descriptors of 10,128 needed, enough for 896 connections, then accept and connect answer EMFILE; raise it: ulimit -Sn 10128\n",
+		"ok   fs.nr_open                      2,000,000 descriptors, enough for 1,999,744 connections\n",
+		"LOW  RLIMIT_NOFILE soft              1,024 descriptors of 10,256 needed, enough for 768 connections, then accept and connect answer EMFILE; raise it: ulimit -Sn 10256\n",
 		"ok   fs.file-max                     unlimited files, enough\n",
 		"ok   MemAvailable                    16.0 GiB, enough for 3,995,318 connections\n",
 		"LOW  GOMAXPROCS                      1 threads where 2 would do: a lone message costs half as much again; raise it: export GOMAXPROCS=2\n",
-		"\n896 connections are possible; RLIMIT_NOFILE soft decides\n",
+		"\n768 connections are possible; RLIMIT_NOFILE soft decides\n",
 	} {
 		if !strings.Contains(report.String(), want) {
 			t.Errorf("no line %q in\n%s", want, report.String())
