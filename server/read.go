@@ -177,23 +177,31 @@ func (w *worker) pong(c *conn, payload []byte) {
 	w.reply(ws.OpPong, payload)
 }
 
+// closeCode returns the code of a Close frame's payload, closeNoStatus if it has
+// none, or what is wrong with it: RFC 6455 sections 5.5.1 and 7.4.
+func closeCode(payload []byte) (wire.CloseCode, fault) {
+	switch len(payload) {
+	case 0:
+		return closeNoStatus, fault{}
+	case 1:
+		return 0, fault{wire.CloseProtocolError, "close frame of one byte"}
+	}
+	code := wire.CloseCode(payload[0])<<8 | wire.CloseCode(payload[1])
+	if !code.ValidReceived() {
+		return 0, fault{wire.CloseProtocolError, "invalid close code"}
+	}
+	if !utf8.Valid(payload[2:]) {
+		return 0, fault{wire.CloseInvalidData, "close reason is not UTF-8"}
+	}
+	return code, fault{}
+}
+
 // peerClosed answers a Close frame with its own code, RFC 6455 section 5.5.1.
 func (w *worker) peerClosed(c *conn, payload []byte) {
-	code := closeNoStatus
-	switch {
-	case len(payload) == 1:
-		w.fail(c, fault{wire.CloseProtocolError, "close frame of one byte"})
+	code, bad := closeCode(payload)
+	if bad.code != 0 {
+		w.fail(c, bad)
 		return
-	case len(payload) >= 2:
-		code = wire.CloseCode(payload[0])<<8 | wire.CloseCode(payload[1])
-		if !code.ValidReceived() {
-			w.fail(c, fault{wire.CloseProtocolError, "invalid close code"})
-			return
-		}
-		if !utf8.Valid(payload[2:]) {
-			w.fail(c, fault{wire.CloseInvalidData, "close reason is not UTF-8"})
-			return
-		}
 	}
 	w.flushReplies(c)
 	if c.state != stateOpen {
