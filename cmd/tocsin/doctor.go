@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"fmt"
-	"os"
-	"runtime"
 
 	"github.com/tocsin-push/tocsin/internal/limits"
 )
@@ -24,7 +22,7 @@ func (doctorCmd) Help() string {
 
 // Run prints the findings. It changes nothing but this process, as serve does.
 func (c *doctorCmd) Run(std streams) error {
-	likeServe()
+	useMachine()
 	need := limits.Need{Connections: cmp.Or(c.Connections, c.MaxConnections), Side: limits.Server}
 	if need.Connections == 0 {
 		need.Connections = 1
@@ -47,13 +45,4 @@ func (c *doctorCmd) Run(std streams) error {
 	}
 	_, err := fmt.Fprintf(std.out, "everything is enough for %d connections\n", need.Connections)
 	return err
-}
-
-// likeServe gives this process the processors and the descriptors that serve
-// gives itself.
-func likeServe() {
-	if runtime.GOMAXPROCS(0) == 1 && os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(2)
-	}
-	_ = limits.Raise() // what is still too low is found
 }

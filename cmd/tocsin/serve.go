@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tocsin-push/tocsin/httpapi"
+	"github.com/tocsin-push/tocsin/internal/limits"
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/server"
 )
@@ -51,11 +52,7 @@ func (c *serveCmd) Run(std streams) error {
 	s := &service{settings: &c.settings, log: c.logger(std.err)}
 	slog.SetDefault(s.log)
 	c.warn(s.log)
-	if runtime.GOMAXPROCS(0) == 1 && os.Getenv("GOMAXPROCS") == "" {
-		// With one, the runtime's monitor takes the processor away from every
-		// wait for readiness, which makes a lone message half as dear again.
-		runtime.GOMAXPROCS(2)
-	}
+	useMachine()
 	if _, err := memlimit.Set(memlimit.WithRatio(0.9)); err != nil {
 		s.log.Warn("the memory limit of the cgroup is unknown; set GOMEMLIMIT", "err", err)
 	}
@@ -86,6 +83,16 @@ func (c *serveCmd) Run(std streams) error {
 	case sig := <-signals:
 		return s.drain(sig, signals)
 	}
+}
+
+// useMachine gives this process the processors and the descriptors that it may
+// have. With one processor the runtime's monitor takes it away from every wait
+// for readiness, which makes a lone message half as dear again.
+func useMachine() {
+	if runtime.GOMAXPROCS(0) == 1 && os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(2)
+	}
+	_ = limits.Raise() // what is still too low is found and told
 }
 
 func listen(key, address string) (net.Listener, error) {
