@@ -77,6 +77,10 @@ fuzz: ## run every fuzz target for FUZZTIME (10s)
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null
 	done <<< "$$targets"
 
+.PHONY: test-peers
+test-peers: # the servers of the comparison, a module of its own
+	@go -C loadtest/peers vet ./... && go -C loadtest/peers test ./...
+
 .PHONY: bench
 bench: go-bench ## run every benchmark, then memory and CPU as ratios to a bare loop
 	@go build -o bin/ ./cmd/tocsin ./loadtest
@@ -106,7 +110,7 @@ faults: ## run the fault tests at full size
 ci: ## everything that must be green, with go test's result lines last
 	@mkdir -p bin && : > $(RESULTS)
 	failed=
-	for step in fmt-check lint build test e2e "fuzz FUZZTIME=5s" bench-smoke; do
+	for step in fmt-check lint build test test-peers e2e "fuzz FUZZTIME=5s" bench-smoke; do
 		began=$$SECONDS
 		echo "=== make $$step"
 		$(MAKE) $$step 2>&1 | tee -a $(RESULTS) || failed="$$failed, $$step"
