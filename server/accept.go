@@ -16,10 +16,6 @@ const (
 	acceptBatch = 64 // connections an acceptor takes before others have their turn
 	minBackoff  = 5 * time.Millisecond
 	maxBackoff  = time.Second
-
-	// What a peer does not acknowledge for this long ends its connection, by
-	// the kernel's own hand: TCP_USER_TIMEOUT, tcp(7).
-	userTimeout = 30 * time.Second
 )
 
 // listener is one that Serve accepts from.
@@ -41,7 +37,7 @@ type listener struct {
 // served at once.
 func (srv *Server) Serve(ln net.Listener) error {
 	defer ln.Close()
-	fd, err := netpoll.TakeListener(ln, userTimeout)
+	fd, err := netpoll.TakeListener(ln, srv.cfg.userTimeout())
 	if err != nil {
 		return fmt.Errorf("serve %s: %w", ln.Addr(), err)
 	}
@@ -247,7 +243,7 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		srv.gone()
 		return
 	}
-	fd, err := netpoll.TakeConn(conn, userTimeout)
+	fd, err := netpoll.TakeConn(conn, srv.cfg.userTimeout())
 	if err != nil {
 		srv.gone()
 		srv.log.sometimes("cannot take over a connection from net/http", "error", err)

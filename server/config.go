@@ -180,6 +180,11 @@ func memoryLimit() int64 {
 	return 4 << 30
 }
 
+// userTimeout is for how long a peer may leave what was sent to it
+// unacknowledged before the kernel ends its connection: TCP_USER_TIMEOUT,
+// tcp(7). WriteTimeout comes first for a peer that is there.
+func (c *Config) userTimeout() time.Duration { return max(30*time.Second, 3*c.WriteTimeout) }
+
 func (c *Config) check() error {
 	for _, n := range []struct {
 		name       string
