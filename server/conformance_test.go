@@ -619,54 +619,60 @@ func TestEverySplit(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			stream := wstest.Encode(append([]wstest.Frame{wstest.Ping("first")}, script.frames...)...)
-			barrier := len(wstest.Encode(wstest.Ping("first")))
-			isClose := func(f wstest.Frame) bool { return f.Op == ws.OpClose && f.CloseCode() == script.end }
-			late := slices.ContainsFunc(script.frames, isClose) && !isClose(script.frames[len(script.frames)-1])
-			whole := dialEcho(t, addr)
-			whole.SendRaw(stream)
-			f := whole.NextFrame()
-			for f.Op != ws.OpClose {
-				f = whole.NextFrame()
-			}
-			if f.CloseCode() != script.end {
-				t.Fatalf("got %v, want a Close of %d", f, script.end)
-			}
-			whole = dialEcho(t, addr)
-			whole.MayReset = late
-			whole.SendRaw(stream)
-			whole.WantPong("first")
-			want := whole.Rest()
-			for cut := 1; cut <= len(stream); cut++ {
-				c := dialEcho(t, addr)
-				c.MayReset = late
-				c.SendRaw(stream[:cut])
-				if cut < barrier {
-					c.SendRaw(stream[cut:])
-				}
-				c.WantPong("first")
-				if cut >= barrier {
-					c.SendRaw(stream[cut:])
-				}
-				if got := c.Rest(); !bytes.Equal(got, want) {
-					t.Fatalf("cut at %d of %d the server says\n%q, in one piece\n%q", cut, len(stream), got, want)
-				}
-				c.Drop()
-			}
-			c := dialEcho(t, addr)
-			c.MayReset = late
-			for piece := range slices.Chunk(stream, 1) {
-				if _, err := c.Write(piece); err != nil && late {
-					break // the server has closed
-				} else if err != nil {
-					t.Fatal(err)
-				}
-			}
-			c.WantPong("first")
-			if got := c.Rest(); !bytes.Equal(got, want) {
-				t.Fatalf("byte by byte the server says\n%q, in one piece\n%q", got, want)
-			}
+			everySplit(t, addr, script.end, script.frames)
 		})
+	}
+}
+
+// everySplit sends frames, which end in a Close of end, in all the pieces.
+func everySplit(t *testing.T, addr string, end wire.CloseCode, frames []wstest.Frame) {
+	t.Helper()
+	stream := wstest.Encode(append([]wstest.Frame{wstest.Ping("first")}, frames...)...)
+	barrier := len(wstest.Encode(wstest.Ping("first")))
+	isClose := func(f wstest.Frame) bool { return f.Op == ws.OpClose && f.CloseCode() == end }
+	late := slices.ContainsFunc(frames, isClose) && !isClose(frames[len(frames)-1])
+	whole := dialEcho(t, addr)
+	whole.SendRaw(stream)
+	f := whole.NextFrame()
+	for f.Op != ws.OpClose {
+		f = whole.NextFrame()
+	}
+	if f.CloseCode() != end {
+		t.Fatalf("got %v, want a Close of %d", f, end)
+	}
+	whole = dialEcho(t, addr)
+	whole.MayReset = late
+	whole.SendRaw(stream)
+	whole.WantPong("first")
+	want := whole.Rest()
+	for cut := 1; cut <= len(stream); cut++ {
+		c := dialEcho(t, addr)
+		c.MayReset = late
+		c.SendRaw(stream[:cut])
+		if cut < barrier {
+			c.SendRaw(stream[cut:])
+		}
+		c.WantPong("first")
+		if cut >= barrier {
+			c.SendRaw(stream[cut:])
+		}
+		if got := c.Rest(); !bytes.Equal(got, want) {
+			t.Fatalf("cut at %d of %d the server says\n%q, in one piece\n%q", cut, len(stream), got, want)
+		}
+		c.Drop()
+	}
+	c := dialEcho(t, addr)
+	c.MayReset = late
+	for piece := range slices.Chunk(stream, 1) {
+		if _, err := c.Write(piece); err != nil && late {
+			break // the server has closed
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.WantPong("first")
+	if got := c.Rest(); !bytes.Equal(got, want) {
+		t.Fatalf("byte by byte the server says\n%q, in one piece\n%q", got, want)
 	}
 }
 
