@@ -2,13 +2,10 @@ package server_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -54,35 +51,18 @@ func echoServer(t *testing.T) string {
 	})
 }
 
+// startServer is serve with a log, for tests in which no hook panics.
 func startServer(t *testing.T, cfg server.Config) (addr string) {
 	t.Helper()
-	cfg.Drain = time.Millisecond
-	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
-	s, err := server.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(ln) }()
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), wstest.Timeout)
-		defer cancel()
-		if err := s.Shutdown(ctx); err != nil {
-			t.Errorf("Shutdown: %v", err)
-		}
-		if err := <-served; !errors.Is(err, server.ErrClosed) {
-			t.Errorf("Serve returned %v", err)
-		}
-		if stats := s.Stats(); stats.HookPanics != 0 || stats.Connections != 0 || stats.Handshaking != 0 {
-			t.Errorf("left behind: %d hook panics, %d connections, %d handshakes",
-				stats.HookPanics, stats.Connections, stats.Handshaking)
+	var srv *server.Server
+	t.Cleanup(func() { // behind serve's
+		if n := srv.Stats().HookPanics; n != 0 {
+			t.Errorf("%d hook panics", n)
 		}
 	})
-	return ln.Addr().String()
+	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	srv, addr = serve(t, cfg)
+	return addr
 }
 
 // dialEcho opens a connection to an echoServer, past its welcome.

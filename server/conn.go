@@ -99,10 +99,6 @@ func shardOf(fd, shards int) int { return fd / blockSize % shards }
 
 func localIndex(fd, shards int) int { return fd/blockSize/shards*blockSize + fd%blockSize }
 
-func fdOf(local, shard, shards int) int {
-	return (local/blockSize*shards+shard)*blockSize + local%blockSize
-}
-
 const pageSize = 64
 
 type page [pageSize]conn

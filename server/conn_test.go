@@ -98,3 +98,8 @@ func TestStampWraps(t *testing.T) {
 		}
 	}
 }
+
+// fdOf undoes shardOf and localIndex.
+func fdOf(local, shard, shards int) int {
+	return (local/blockSize*shards+shard)*blockSize + local%blockSize
+}

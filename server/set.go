@@ -76,8 +76,6 @@ type fdset struct {
 	dense bool
 }
 
-func (s *fdset) len() int { return int(s.n) }
-
 func (s *fdset) has(i int) bool {
 	if s.dense {
 		return i>>5 < len(s.words) && s.words[i>>5]>>(i&31)&1 != 0

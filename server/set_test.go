@@ -49,8 +49,8 @@ func (m *setModel) check(top int) {
 	if !slices.Equal(members, want) || m.members.len() != len(want) || len(want) == 0 && m.members.more != nil {
 		m.t.Fatalf("the members are %v, want %v", members, want)
 	}
-	if !slices.Equal(got, want) || m.set.len() != len(want) {
-		m.t.Fatalf("the set of %d is %v, want %v", m.set.len(), got, want)
+	if !slices.Equal(got, want) || int(m.set.n) != len(want) {
+		m.t.Fatalf("the set of %d is %v, want %v", int(m.set.n), got, want)
 	}
 	for _, i := range []int{0, 1, top / 2, top, top + 1, 2 * top} {
 		if m.set.has(i) != m.model[i] || m.members.has(i) != m.model[i] {
