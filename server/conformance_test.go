@@ -92,7 +92,6 @@ type conformanceCase struct {
 
 func (c conformanceCase) run(t *testing.T, addr string) {
 	conn := dialEcho(t, addr)
-	conn.MayReset = strings.HasPrefix(c.id, "7.1.") // something follows the Close
 	for _, r := range c.play() {
 		for _, b := range r.writes {
 			conn.SendRaw(b)
@@ -621,13 +620,11 @@ func everySplit(t *testing.T, addr string, end wire.CloseCode, frames []wstest.F
 		t.Fatalf("got %v, want a Close of %d", f, end)
 	}
 	whole = dialEcho(t, addr)
-	whole.MayReset = late
 	whole.SendRaw(stream)
 	whole.WantPong("first")
 	want := whole.Rest()
 	for cut := 1; cut <= len(stream); cut++ {
 		c := dialEcho(t, addr)
-		c.MayReset = late
 		c.SendRaw(stream[:cut])
 		if cut < barrier {
 			c.SendRaw(stream[cut:])
@@ -642,7 +639,6 @@ func everySplit(t *testing.T, addr string, end wire.CloseCode, frames []wstest.F
 		c.Drop()
 	}
 	c := dialEcho(t, addr)
-	c.MayReset = late
 	for piece := range slices.Chunk(stream, 1) {
 		if _, err := c.Write(piece); err != nil && late {
 			break // the server has closed
