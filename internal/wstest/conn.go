@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -30,11 +29,6 @@ const Timeout = 30 * time.Second
 // Conn is a connection to a server under test. It belongs to the goroutine of
 // its test.
 type Conn struct {
-	// MayReset is set by a test that sends something behind its Close frame,
-	// against RFC 6455 section 5.5.1: if the server has closed by then, the
-	// kernel resets the connection.
-	MayReset bool
-
 	t      testing.TB
 	nc     *net.TCPConn
 	frames frameReader
@@ -238,7 +232,7 @@ func (c *Conn) WantClosed(codes ...wire.CloseCode) Frame {
 // WantEOF wants the stream to end here, without a reset.
 func (c *Conn) WantEOF() {
 	c.t.Helper()
-	if f, err := c.frames.next(); !errors.Is(err, io.EOF) && !c.forgives(err) {
+	if f, err := c.frames.next(); !errors.Is(err, io.EOF) {
 		c.t.Fatalf("got %v, %v, want the end of the stream", f, err)
 	}
 }
@@ -256,14 +250,11 @@ func (c *Conn) WantNothing() {
 func (c *Conn) Rest() []byte {
 	c.t.Helper()
 	b, err := io.ReadAll(c.frames.br)
-	if err != nil && !c.forgives(err) {
+	if err != nil {
 		c.t.Fatalf("reading to the end, after %d bytes: %v", len(b), err)
 	}
 	return b
 }
-
-// forgives reports whether err is a reset that the test has asked for.
-func (c *Conn) forgives(err error) bool { return c.MayReset && errors.Is(err, syscall.ECONNRESET) }
 
 // HalfClose ends the stream to the server and leaves the other open.
 func (c *Conn) HalfClose() {
