@@ -51,6 +51,9 @@ failed=
 timeout -s INT "$left" "$LOADTEST" soak -n "$N" --url="$url" --topic=all --timeout=$timeout --hold=$hold --pid="$server" \
 	--json --report="$OUT/million.html" --markdown="$OUT/million.md" --plots="$OUT/million" \
 	--remark="$where" >"$OUT/million.json" || failed=soak
+# What the server and its kernel counted, for whoever asks why.
+wget -q -O "$OUT/million-metrics.txt" http://127.0.0.1:8081/metrics || true
+cat /proc/net/netstat /proc/net/snmp /proc/net/sockstat >"$OUT/million-net.txt"
 [ ! -s "$OUT/million.md" ] || sed '/^!\[/,$d' "$OUT/million.md"
 kill -0 "$server" || failed="$failed server"
 [ -z "$failed" ] || { echo "failed: $failed"; exit 1; }
