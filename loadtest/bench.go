@@ -120,7 +120,7 @@ func (b *bench) memory(ctx context.Context, n int, row, query string, bar float6
 		return b.blame(t, err)
 	}
 	s.hold(ctx, t.subject, b.Settle)
-	after, err := readMemory(t.pid)
+	after, err := t.pids.memory()
 	if err = errors.Join(err, ctx.Err(), t.alive(), t.complete(n)); err != nil {
 		return b.blame(t, err)
 	}

@@ -52,10 +52,8 @@ type footprint struct {
 }
 
 func (sub *subject) footprint() (f footprint, err error) {
-	if sub.pid != 0 {
-		if f.memory, err = readMemory(sub.pid); err != nil {
-			return f, err
-		}
+	if f.memory, err = sub.pids.memory(); err != nil {
+		return f, err
 	}
 	f.slabs, f.err = readSlabs()
 	return f, nil
@@ -93,7 +91,7 @@ func (s *session) settle(ctx context.Context, sub *subject, empty footprint, d t
 	if err != nil {
 		return err
 	}
-	if sub.pid != 0 {
+	if len(sub.pids) > 0 {
 		sub.put("hold_bytes", float64(full.Resident))
 		sub.put("user_bytes_per_connection", float64(full.Resident-empty.Resident)/float64(n))
 	}

@@ -186,7 +186,7 @@ func (e *engine) dialDue() {
 	for len(d.flights) > 0 {
 		f := d.flights[0]
 		c := &e.conns[f.i]
-		flies := c.fd == f.fd && (c.state == dialing || c.state == asked)
+		flies := c.fd == f.fd && c.shaking()
 		if flies && f.until > e.now {
 			break
 		}
@@ -197,10 +197,13 @@ func (e *engine) dialDue() {
 	}
 }
 
+// shaking says that a handshake is not over.
+func (c *conn) shaking() bool { return c.state >= dialing && c.state <= asked }
+
 // failAll ends the handshakes that are not over.
 func (d *dialer) failAll(e *engine) {
 	for _, f := range d.flights {
-		if c := &e.conns[f.i]; c.fd == f.fd && (c.state == dialing || c.state == asked) {
+		if c := &e.conns[f.i]; c.fd == f.fd && c.shaking() {
 			e.fail(int(f.i), c, "interrupted")
 		}
 	}
@@ -245,8 +248,17 @@ func errnoName(err error) string {
 	return err.Error()
 }
 
-// ask sends the upgrade request; its failure is that of connect(2) too.
+// ask goes on when connect(2) has ended, well or not.
 func (e *engine) ask(i int, c *conn) {
+	if e.plan.TLS != nil {
+		e.secure(i, c)
+	} else {
+		e.request(i, c)
+	}
+}
+
+// request sends the upgrade request; its failure is that of connect(2) too.
+func (e *engine) request(i int, c *conn) {
 	var key [24]byte
 	n := e.plan.First + i
 	b := e.requests[n%len(e.requests)].append(e.buf[:0], n, e.appendKey(key[:0], n))
@@ -279,7 +291,10 @@ func (e *engine) again(i int, c *conn, pause time.Duration) {
 }
 
 func (e *engine) closeConn(c *conn) {
-	if c.fd >= 0 {
+	switch {
+	case c.state == securing:
+		_ = unix.Shutdown(int(c.fd), unix.SHUT_RDWR) // ends the TLS handshake, and shaken closes it
+	case c.fd >= 0:
 		floor.Close(int(c.fd))
 	}
 	c.fd, c.extra = -1, nil

@@ -21,10 +21,11 @@ import (
 
 // The life of a connection.
 const (
-	idle    = iota // not wanted, or not yet
-	waiting        // in the dial queue
-	dialing        // connect(2) is on its way
-	asked          // the request is sent
+	idle     = iota // not wanted, or not yet
+	waiting         // in the dial queue
+	dialing         // connect(2) is on its way
+	securing        // the TLS handshake has the socket
+	asked           // the request is sent
 	opened
 )
 
@@ -43,9 +44,10 @@ type conn struct {
 
 // extra is what a connection has only for moments.
 type extra struct {
-	half     []byte // of a frame or response head that is not whole
-	fragment []byte // of a message that is not whole
-	out      []byte // refused by the socket
+	half     []byte   // of a frame or response head that is not whole
+	fragment []byte   // of a message that is not whole
+	out      []byte   // refused by the socket
+	tls      *secured // stays, where TLS is spoken
 }
 
 const (
@@ -63,6 +65,8 @@ type engine struct {
 	orders chan order
 	out    *json.Encoder
 
+	handshakes chan handshake // of TLS, that are over
+
 	plan     plan
 	servers  []unix.Sockaddr
 	requests []request
@@ -71,6 +75,7 @@ type engine struct {
 
 	conns []conn
 	buf   []byte // what recv fills
+	plain []byte // what TLS makes of it
 	now   int64  // when the last wait ended
 	idle  int64  // time spent waiting
 	tick  int64  // when the next tally is due
@@ -104,7 +109,7 @@ func newHists() map[string]*hdrhistogram.Histogram { return map[string]*hdrhisto
 // work runs a worker until in ends. It returns why it could not go on.
 func work(in io.Reader, out io.Writer) error {
 	e := &engine{
-		orders: make(chan order), out: json.NewEncoder(out), buf: make([]byte, 64<<10),
+		orders: make(chan order, 16), handshakes: make(chan handshake, 128), out: json.NewEncoder(out), buf: make([]byte, 64<<10),
 		seed: uint64(time.Now().UnixNano()), hists: newHists(),
 	}
 	for _, name := range []string{histHandshake, histDelivery, histEcho, histOutage, histLag} {
@@ -146,8 +151,8 @@ func (e *engine) readOrders(in io.Reader) {
 		if dec.Decode(&o) != nil {
 			return
 		}
-		e.ring()
 		e.orders <- o
+		e.ring()
 	}
 }
 
@@ -225,21 +230,24 @@ func (e *engine) serve(ev *unix.EpollEvent) error {
 	return nil
 }
 
-// takeOrders takes every order that has been rung for. The ring comes before
-// the order, so that at most one is still on its way.
+// takeOrders takes all that it has been rung for. The ring comes after what
+// it is for, so that nothing is left waiting.
 func (e *engine) takeOrders() error {
 	var b [8]byte
 	_, _ = unix.Read(e.wake, b[:])
 	for {
-		o, ok := <-e.orders
-		if !ok {
-			e.quit = true
-			return nil
-		}
-		if err := e.obey(&o); err != nil {
-			return err
-		}
-		if _, err := unix.Read(e.wake, b[:]); err != nil {
+		select {
+		case o, ok := <-e.orders:
+			if !ok {
+				e.quit = true
+				return nil
+			}
+			if err := e.obey(&o); err != nil {
+				return err
+			}
+		case h := <-e.handshakes:
+			e.shaken(h)
+		default:
 			return nil
 		}
 	}

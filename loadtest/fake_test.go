@@ -63,6 +63,11 @@ func newFake(t *testing.T) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return newFakeOn(t, ln)
+}
+
+func newFakeOn(t *testing.T, ln net.Listener) *fake {
+	t.Helper()
 	f := &fake{url: "ws://" + ln.Addr().String() + "/ws"}
 	api := httptest.NewServer(http.HandlerFunc(f.fanOut))
 	f.trigger = api.URL
@@ -159,9 +164,10 @@ type outcome struct {
 	out     string
 	err     string
 	Results []struct {
-		Name   string
-		Values map[string]float64
-		Lost   map[string]uint64
+		Name     string
+		Values   map[string]float64
+		Lost     map[string]uint64
+		Failures map[string]uint64
 	}
 	Stages []stage
 	Error  string

@@ -68,7 +68,7 @@ func startFloor(cpu int) (*subject, error) {
 		return nil, errors.New("the floor did not start")
 	}
 	at := strings.TrimSpace(line)
-	sub := &subject{result: newResult("floor", "ws://"+at+"/"), pid: cmd.Process.Pid, stop: stop}
+	sub := &subject{result: newResult("floor", "ws://"+at+"/"), pids: processes{cmd.Process.Pid}, stop: stop}
 	p := publisher{Trigger: "http://" + at + "/", Size: minPayload, Late: time.Hour, Wait: time.Hour}
 	if err := p.aim(&session{}, sub, 1); err != nil {
 		stop()
@@ -96,7 +96,7 @@ func (cmd *floorCmd) Run(ctx context.Context, std streams) error {
 		return err
 	}
 	c := common{
-		URL: sub.URL, N: cmd.N, Pid: sub.pid, Concurrency: 100, Timeout: 30 * time.Second,
+		URL: sub.URL, N: cmd.N, Pid: sub.pids, Concurrency: 100, Timeout: 30 * time.Second,
 		ServerCPU: -1, GenCPU: cmd.GenCPU, output: cmd.output,
 	}
 	b := broadcastCmd{

@@ -6,12 +6,15 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -336,6 +339,9 @@ func TestOneSentence(t *testing.T) {
 			c.Close()
 		}
 	}()
+	secure := httptest.NewTLSServer(http.NotFoundHandler())
+	defer secure.Close()
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 	f := newFake(t)
 	nobody, err := freeAddr()
 	if err != nil {
@@ -349,7 +355,11 @@ func TestOneSentence(t *testing.T) {
 		{"connect --url ws://" + nobody, 1, "is the server running?"},
 		{"connect --url " + refused, 1, "403 Forbidden no entry"},
 		{"connect --url ws://" + silent.Addr().String(), 1, "without an answer"},
-		{"connect --url wss://127.0.0.1:1/", 2, "TLS"},
+		{"connect --url wss://" + nobody, 1, "is the server running?"},
+		{"connect --url wss" + strings.TrimPrefix(f.url, "ws"), 1, "does it speak TLS?"},
+		{"connect --url wss" + strings.TrimPrefix(secure.URL, "https"), 1, "--insecure"},
+		{"connect --insecure --url wss" + strings.TrimPrefix(secure.URL, "https"), 1, "refused the upgrade: 404"},
+		{"connect --url ws" + strings.TrimPrefix(secure.URL, "https"), 1, "HTTPS"},
 		{"connect --url nonsense", 2, "not a WebSocket URL"},
 		{"connect --url ws://127.0.0.1:99999/", 2, "port"},
 		{"connect --url ws://192.0.2.1/", 2, "--allow-remote"},
@@ -519,5 +529,28 @@ func TestServersAreSpread(t *testing.T) {
 	defer mu.Unlock()
 	if got["a"] != 10 || got["b"] != 10 {
 		t.Errorf("messages by server: %v", got)
+	}
+}
+
+// TestProcessesAreSummed takes a process that does nothing twice.
+func TestProcessesAreSummed(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	f := newFake(t)
+	pid := strconv.Itoa(cmd.Process.Pid)
+	o := loadtest(t, "connect", "--url", f.url, "-n", "5", "--hold", "1ms", "--pid", pid+","+pid)
+	one, err := readMemory(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.want(t, map[string]float64{"resident_bytes": 2 * float64(one.Resident), "threads": 2})
+	if !strings.Contains(o.out, `"server_command": "sleep 1000\nsleep 1000"`) {
+		t.Errorf("the servers' commands are not told: %s", o.out)
 	}
 }

@@ -65,6 +65,7 @@ const (
 type plan struct {
 	Servers     []string      `json:"servers"` // ip:port, taken in turn
 	Requests    []string      `json:"requests"`
+	TLS         *tlsPlan      `json:"tls,omitempty"`
 	Sources     []string      `json:"sources,omitempty"` // addresses to connect from, taken in turn; none: the kernel's choice
 	First       int           `json:"first"`             // the number of this worker's first connection
 	Concurrency int           `json:"concurrency"`       // handshakes at once

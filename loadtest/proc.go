@@ -46,6 +46,59 @@ func readMemory(pid int) (m memory, err error) {
 	return m, nil
 }
 
+// processes are those of one subject; what they use is told as a sum.
+type processes []int
+
+// cpu returns the CPU time used so far.
+func (p processes) cpu() (sum time.Duration, err error) {
+	for _, pid := range p {
+		d, err := cpuOf(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += d
+	}
+	return sum, nil
+}
+
+// memory returns what is occupied. Peak is a sum of moments that may differ.
+func (p processes) memory() (sum memory, err error) {
+	for _, pid := range p {
+		m, err := readMemory(pid)
+		if err != nil {
+			return memory{}, err
+		}
+		sum.Resident += m.Resident
+		sum.Peak += m.Peak
+		sum.Threads += m.Threads
+	}
+	return sum, nil
+}
+
+// proportional returns the memory with shared pages divided among their users.
+func (p processes) proportional() (sum int64, err error) {
+	for _, pid := range p {
+		n, err := readProportional(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// commands returns how the processes were started, a line each, as far as
+// that is known.
+func (p processes) commands() string {
+	var lines []string
+	for _, pid := range p {
+		if c := commandOf(pid); c != "" {
+			lines = append(lines, c)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
 // readProportional returns a process's memory with shared pages divided among
 // their users; the kernel walks all of it for that.
 func readProportional(pid int) (int64, error) {

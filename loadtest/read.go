@@ -31,10 +31,19 @@ func (e *engine) read(i int, c *conn, ending bool) {
 			e.ended(i, c, "end of stream")
 			return
 		}
-		if !e.take(i, c, e.buf[:n]) || n < len(e.buf) && !ending {
+		if !e.receive(i, c, e.buf[:n]) || n < len(e.buf) && !ending {
 			return
 		}
 	}
+}
+
+// receive takes what came from a socket. It returns false when the connection
+// is gone.
+func (e *engine) receive(i int, c *conn, b []byte) bool {
+	if c.extra != nil && c.extra.tls != nil {
+		return e.decrypt(i, c, b)
+	}
+	return e.take(i, c, b)
 }
 
 // ended is the end of a socket, in or after the handshake.
@@ -111,7 +120,7 @@ func (c *conn) more() *extra {
 
 // less lets go of an extra that holds nothing.
 func (c *conn) less() {
-	if x := c.extra; x != nil && len(x.half)+len(x.fragment)+len(x.out) == 0 {
+	if x := c.extra; x != nil && x.tls == nil && len(x.half)+len(x.fragment)+len(x.out) == 0 {
 		c.extra = nil
 	}
 }
@@ -163,8 +172,20 @@ func (e *engine) message(i int, c *conn, b []byte) {
 	}
 }
 
-// send writes b whole; what the socket refuses is kept and sent when it can be.
+// send writes b whole.
 func (e *engine) send(c *conn, b []byte) unix.Errno {
+	if c.extra != nil && c.extra.tls != nil {
+		sealed, err := c.extra.tls.seal(b)
+		if err != nil {
+			return unix.EPROTO // TLS has ended before
+		}
+		b = sealed
+	}
+	return e.put(c, b)
+}
+
+// put gives b to the socket; what that refuses is kept and sent when it can be.
+func (e *engine) put(c *conn, b []byte) unix.Errno {
 	n := 0
 	if c.extra == nil || len(c.extra.out) == 0 {
 		var errno unix.Errno

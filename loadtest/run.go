@@ -26,8 +26,9 @@ type common struct {
 	Header      []string      `sep:"none" placeholder:"NAME:VALUE" help:"Send this header with every handshake; {n} as in the URL."`
 	Source      []string      `placeholder:"IP" help:"Connect from these addresses. Towards 127.0.0.0/8 it takes as many of that as the ports make necessary."`
 	Procs       int           `help:"Generator processes; at least what the descriptor limit makes necessary."`
+	Insecure    bool          `help:"Take any certificate of a wss:// server. SSL_CERT_FILE in the environment adds authorities instead."`
 	AllowRemote bool          `help:"Allow servers that are not on this machine."`
-	Pid         int           `help:"Process of the server, to tell its CPU and memory."`
+	Pid         []int         `help:"Process of the server, to tell its CPU and memory; of all --servers, their sum."`
 	Floor       bool          `help:"Measure a bare loop of system calls beside the server, in turns, and tell the ratio."`
 	ServerCPU   int           `default:"-1" placeholder:"CPU" help:"Bind the server (--pid) and the floor to this CPU. A Go server then wants GOMAXPROCS=2 in its environment."`
 	GenCPU      int           `name:"generator-cpu" default:"-1" placeholder:"CPU" help:"Bind the generator to this CPU."`
@@ -91,7 +92,7 @@ func execute(ctx context.Context, name string, c common, out, status io.Writer, 
 	if err != nil {
 		return err // nothing was measured
 	}
-	s.report.Server = commandOf(s.subjects[0].pid)
+	s.report.Server = s.subjects[0].pids.commands()
 	err = measure(ctx, s)
 	if s.report.Interrupted = ctx.Err() != nil; s.report.Interrupted {
 		err = nil
@@ -139,7 +140,7 @@ func (s *session) setUp(ctx context.Context, prepare func(*session, *subject) er
 			return usagef("there is no CPU %d: this machine has 0 to %d", cpu, runtime.NumCPU()-1)
 		}
 	}
-	server := &subject{result: newResult("server", s.URL), pid: s.Pid}
+	server := &subject{result: newResult("server", s.URL), pids: s.Pid}
 	s.subjects = []*subject{server}
 	if prepare != nil {
 		if err := prepare(s, server); err != nil {
@@ -149,18 +150,18 @@ func (s *session) setUp(ctx context.Context, prepare func(*session, *subject) er
 	if err := s.aim(ctx, server); err != nil {
 		return err
 	}
-	if s.Pid != 0 {
-		if _, err := cpuOf(s.Pid); err != nil {
-			return usagef("--pid %d: there is no such process", s.Pid)
+	for _, pid := range s.Pid {
+		if _, err := cpuOf(pid); err != nil {
+			return usagef("--pid %d: there is no such process", pid)
+		}
+		if s.ServerCPU >= 0 {
+			if err := pin(pid, s.ServerCPU); err != nil {
+				return err
+			}
 		}
 	}
 	if s.GenCPU >= 0 {
 		if err := pin(os.Getpid(), s.GenCPU); err != nil {
-			return err
-		}
-	}
-	if s.ServerCPU >= 0 && s.Pid != 0 {
-		if err := pin(s.Pid, s.ServerCPU); err != nil {
 			return err
 		}
 	}
@@ -179,7 +180,7 @@ func (s *session) setUp(ctx context.Context, prepare func(*session, *subject) er
 	}
 	for _, sub := range s.subjects {
 		for _, t := range sub.targets {
-			if err := t.probe(ctx); err != nil {
+			if err := t.probe(ctx, s.Insecure); err != nil {
 				return err
 			}
 		}

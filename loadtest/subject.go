@@ -15,7 +15,7 @@ import (
 // subject is a server under test: the one that was asked for, or the floor.
 type subject struct {
 	result
-	pid     int // 0 if not known
+	pids    processes // none if not known
 	targets []*target
 	fleet   *fleet
 	publish func(ctx context.Context, payload []byte) error
@@ -78,7 +78,7 @@ func (s *session) muster(sub *subject, conns int) error {
 	if err != nil {
 		return err
 	}
-	p := plan{Sources: sources, Concurrency: s.Concurrency, Timeout: s.Timeout}
+	p := plan{Sources: sources, Concurrency: s.Concurrency, Timeout: s.Timeout, TLS: tlsOf(sub.targets, s.Insecure)}
 	for _, t := range sub.targets {
 		p.Servers = append(p.Servers, t.addr.String())
 		p.Requests = append(p.Requests, t.request)
@@ -131,8 +131,8 @@ func (s *session) watch(sub *subject, what string, total int, done func(c *count
 			text += fmt.Sprintf(", %s errors", thousands(float64(n)))
 		}
 		m := sample{at: time.Since(s.start), open: c.Open}
-		if sub.pid != 0 {
-			if mem, err := readMemory(sub.pid); err == nil {
+		if len(sub.pids) > 0 {
+			if mem, err := sub.pids.memory(); err == nil {
 				m.resident = mem.Resident
 				text += fmt.Sprintf(", server %d MiB", mem.Resident>>20)
 			}
@@ -164,10 +164,10 @@ func (s *session) watch(sub *subject, what string, total int, done func(c *count
 // meter returns a function that tells the CPU time the subject has used since,
 // NaN if its process is not known.
 func (sub *subject) meter() func() float64 {
-	before, err := cpuOf(sub.pid)
+	before, err := sub.pids.cpu()
 	return func() float64 {
-		after, err2 := cpuOf(sub.pid)
-		if sub.pid == 0 || err != nil || err2 != nil {
+		after, err2 := sub.pids.cpu()
+		if len(sub.pids) == 0 || err != nil || err2 != nil {
 			return math.NaN()
 		}
 		return float64(after-before) / float64(time.Microsecond)
@@ -216,13 +216,13 @@ func (s *session) closing(sub *subject) {
 	if n := sumReasons(sub.Lost); n > 0 {
 		sub.put("lost", float64(n))
 	}
-	if sub.pid != 0 {
-		if m, err := readMemory(sub.pid); err == nil {
+	if len(sub.pids) > 0 {
+		if m, err := sub.pids.memory(); err == nil {
 			sub.put("resident_bytes", float64(m.Resident))
 			sub.put("peak_bytes", float64(m.Peak))
 			sub.put("threads", float64(m.Threads))
 		}
-		if pss, err := readProportional(sub.pid); err == nil {
+		if pss, err := sub.pids.proportional(); err == nil {
 			sub.put("proportional_bytes", float64(pss))
 		}
 	}

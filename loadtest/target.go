@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +35,10 @@ type target struct {
 	request string // with {n} and {key} in it
 }
 
-// parseTarget reads a ws:// URL, in which {n} stands for the number of the
+// secure says that the server speaks TLS.
+func (t *target) secure() bool { return t.url.Scheme == "wss" || t.url.Scheme == "https" }
+
+// parseTarget reads a ws:// or wss:// URL, in which {n} stands for the number of the
 // connection, and looks its host up. Only loopback addresses are allowed
 // unless remote is set.
 func parseTarget(ctx context.Context, raw string, headers []string, remote bool) (*target, error) {
@@ -41,13 +46,16 @@ func parseTarget(ctx context.Context, raw string, headers []string, remote bool)
 	switch {
 	case err != nil:
 		return nil, usagef("%s is not a URL: %w", raw, errors.Unwrap(err))
-	case u.Scheme == "wss" || u.Scheme == "https":
-		return nil, usagef("%s: loadtest does not speak TLS: give the plain port behind it, as ws://", raw)
-	case u.Scheme != "ws" && u.Scheme != "http" || u.Host == "":
+	case !slices.Contains([]string{"ws", "wss", "http", "https"}, u.Scheme) || u.Host == "":
 		return nil, usagef("%s is not a WebSocket URL, as ws://127.0.0.1:8080/ws is", raw)
 	}
+	t := &target{url: u}
 	port := u.Port()
-	if port == "" {
+	switch {
+	case port != "":
+	case t.secure():
+		port = "443"
+	default:
 		port = "80"
 	}
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
@@ -61,14 +69,13 @@ func parseTarget(ctx context.Context, raw string, headers []string, remote bool)
 			break
 		}
 	}
-	addr, err := netip.ParseAddrPort(net.JoinHostPort(ip.String(), port))
+	t.addr, err = netip.ParseAddrPort(net.JoinHostPort(ip.String(), port))
 	if err != nil {
 		return nil, usagef("%s: port %s is not one", raw, port)
 	}
 	if !ip.IsLoopback() && !remote {
 		return nil, usagef("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", raw)
 	}
-	t := &target{url: u, addr: addr}
 	path := u.EscapedPath()
 	if path == "" {
 		path = "/"
@@ -107,7 +114,7 @@ func withTopic(raw, topic string) string {
 
 // probe opens one connection and closes it, so that what is wrong with the
 // server or the URL can be said in a sentence before thousands try.
-func (t *target) probe(ctx context.Context) error {
+func (t *target) probe(ctx context.Context, insecure bool) error {
 	d := net.Dialer{Timeout: 5 * time.Second}
 	conn, err := d.DialContext(ctx, "tcp", t.addr.String())
 	if err != nil {
@@ -118,6 +125,13 @@ func (t *target) probe(ctx context.Context) error {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second)) // a fresh TCP connection takes one
+	if p := tlsOf([]*target{t}, insecure); p != nil {
+		secured := tls.Client(conn, p.config(0))
+		if err := secured.HandshakeContext(ctx); err != nil {
+			return fmt.Errorf("%s: TLS handshake: %w%s", t.url.Redacted(), err, tlsHint(err))
+		}
+		conn = secured
+	}
 	e := engine{}
 	var key [24]byte
 	if _, err = conn.Write(parseRequest(t.request).append(nil, 0, e.appendKey(key[:0], 0))); err != nil {
@@ -126,7 +140,7 @@ func (t *target) probe(ctx context.Context) error {
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
-		return fmt.Errorf("%s closed the connection without an answer: does it want TLS?", t.url.Redacted())
+		return fmt.Errorf("%s closed the connection without an answer: does it want TLS, as wss://?", t.url.Redacted())
 	case err != nil:
 		return fmt.Errorf("%s did not answer in HTTP: %w", t.url.Redacted(), err)
 	}
@@ -138,6 +152,19 @@ func (t *target) probe(ctx context.Context) error {
 	}
 	_, _ = conn.Write(wire.AppendMasked(nil, 8, true, [4]byte{1, 2, 3, 4}, []byte{3, 0xe8})) // a polite 1000; the close follows anyway
 	return nil
+}
+
+// tlsHint says what to do about a TLS handshake that failed.
+func tlsHint(err error) string {
+	_, alien := errors.AsType[tls.RecordHeaderError](err)
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	switch {
+	case untrusted:
+		return "; --insecure takes any certificate, SSL_CERT_FILE adds an authority"
+	case alien, errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+		return "; does it speak TLS? Without, it is ws://"
+	}
+	return ""
 }
 
 // sourcesFor returns the addresses to connect from: of each the kernel gives

@@ -83,7 +83,7 @@ func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, err
 	if err := startOn(b.ServerCPU, cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", b.Tocsin, err)
 	}
-	t.subject = &subject{result: newResult("tocsin", "ws://"+listen+"/ws"+query), pid: cmd.Process.Pid}
+	t.subject = &subject{result: newResult("tocsin", "ws://"+listen+"/ws"+query), pids: processes{cmd.Process.Pid}}
 	t.stop = func() {
 		_ = cmd.Process.Kill() // a drain would take half a minute
 		<-t.ended
@@ -110,7 +110,7 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 	}
 	var err error
 	for deadline := time.Now().Add(10 * time.Second); ; {
-		if err = t.targets[0].probe(ctx); err == nil || time.Now().After(deadline) {
+		if err = t.targets[0].probe(ctx, false); err == nil || time.Now().After(deadline) {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -129,7 +129,7 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 	if t.routines, err = t.publisher.metric(ctx, goroutines); err != nil {
 		return err
 	}
-	t.idle, err = readMemory(t.pid)
+	t.idle, err = t.pids.memory()
 	return err
 }
 

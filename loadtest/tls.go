@@ -1,0 +1,197 @@
+//go:build linux
+
+package main
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tocsin-push/tocsin/internal/floor"
+)
+
+// tlsPlan is how the servers of a plan are spoken to in TLS.
+type tlsPlan struct {
+	Names    []string `json:"names"` // of the servers, for SNI and their certificates
+	Insecure bool     `json:"insecure"`
+}
+
+// tlsOf returns how to speak to targets, nil for plain TCP: they are of one
+// URL, which is wss:// for all or for none.
+func tlsOf(targets []*target, insecure bool) *tlsPlan {
+	if !targets[0].secure() {
+		return nil
+	}
+	p := &tlsPlan{Insecure: insecure}
+	for _, t := range targets {
+		p.Names = append(p.Names, t.url.Hostname())
+	}
+	return p
+}
+
+// config returns the client's side towards one server.
+func (p *tlsPlan) config(server int) *tls.Config {
+	return &tls.Config{
+		ServerName:         p.Names[server],
+		InsecureSkipVerify: p.Insecure,
+		MinVersion:         tls.VersionTLS12,
+		NextProtos:         []string{"http/1.1"},
+	}
+}
+
+// secured is the TLS of one connection. While it shakes hands it has the
+// socket, and a goroutine for it; afterwards it only turns bytes into others,
+// in the loop: in is what has been received, out what is to be sent.
+type secured struct {
+	net.Conn // nil: crypto/tls asks a transport for nothing but this
+	tls      *tls.Conn
+	fd       int // -1 after the handshake
+	in, out  []byte
+}
+
+// Read implements [net.Conn] for crypto/tls. Behind the last byte received is
+// [os.ErrDeadlineExceeded], after which crypto/tls can go on.
+func (t *secured) Read(b []byte) (int, error) {
+	if t.fd < 0 {
+		n := copy(b, t.in)
+		t.in = t.in[n:]
+		if n == 0 {
+			return 0, os.ErrDeadlineExceeded
+		}
+		return n, nil
+	}
+	for {
+		n, errno := floor.Recv(t.fd, b)
+		switch {
+		case errno == unix.EAGAIN:
+			if err := t.await(unix.POLLIN); err != nil {
+				return 0, err
+			}
+		case errno != 0:
+			return 0, errno
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+// Write implements [net.Conn] for crypto/tls.
+func (t *secured) Write(b []byte) (int, error) {
+	if t.fd < 0 {
+		t.out = append(t.out, b...)
+		return len(b), nil
+	}
+	sent := 0
+	for {
+		n, errno := floor.Send(t.fd, b[sent:])
+		if errno != 0 && errno != unix.EAGAIN {
+			return sent, errno
+		}
+		if errno == 0 {
+			sent += n
+		}
+		if sent == len(b) {
+			return sent, nil
+		}
+		if err := t.await(unix.POLLOUT); err != nil {
+			return sent, err
+		}
+	}
+}
+
+// await waits for the socket; what ends the wait too early is a shutdown(2).
+func (t *secured) await(event int16) error {
+	fds := []unix.PollFd{{Fd: int32(t.fd), Events: event}}
+	for {
+		if _, err := unix.Poll(fds, -1); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// seal returns the records that b becomes. They are valid until the next call.
+func (t *secured) seal(b []byte) ([]byte, error) {
+	t.out = t.out[:0]
+	_, err := t.tls.Write(b)
+	return t.out, err
+}
+
+// handshake is one that is over.
+type handshake struct {
+	i   int
+	t   *secured
+	err error
+}
+
+// secure begins the TLS handshake of a connection, in a goroutine: crypto/tls
+// cannot be left in the middle of one. The goroutine has the socket until it
+// is over.
+func (e *engine) secure(i int, c *conn) {
+	t := &secured{fd: int(c.fd)}
+	t.tls = tls.Client(t, e.plan.TLS.config((e.plan.First+i)%len(e.servers)))
+	c.state = securing
+	go func() {
+		err := t.tls.Handshake()
+		e.handshakes <- handshake{i, t, err}
+		e.ring()
+	}()
+}
+
+// shaken takes a connection back from its handshake.
+func (e *engine) shaken(h handshake) {
+	c, fd := &e.conns[h.i], h.t.fd
+	h.t.fd = -1
+	switch {
+	case int(c.fd) != fd:
+		floor.Close(fd) // given up meanwhile
+	case h.err != nil:
+		c.state = asked // the socket is the loop's again
+		e.fail(h.i, c, errnoName(h.err))
+	default:
+		c.more().tls = h.t
+		e.request(h.i, c)
+		if int(c.fd) == fd {
+			e.read(h.i, c, true) // whatever has come meanwhile has been told already
+		}
+	}
+}
+
+// decrypt takes what came from the socket of a TLS connection. It returns
+// false when the connection is gone.
+func (e *engine) decrypt(i int, c *conn, b []byte) bool {
+	t := c.extra.tls
+	t.in, t.out = b, t.out[:0]
+	if e.plain == nil {
+		e.plain = make([]byte, 16<<10) // a record's worth
+	}
+	for {
+		n, err := t.tls.Read(e.plain)
+		if len(t.out) > 0 { // an answer of TLS itself
+			if errno := e.put(c, t.out); errno != 0 {
+				e.ended(i, c, errnoName(errno))
+				return false
+			}
+			t.out = t.out[:0]
+		}
+		if n > 0 && !e.take(i, c, e.plain[:n]) {
+			return false
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return true
+		case errors.Is(err, io.EOF):
+			e.ended(i, c, "end of stream")
+			return false
+		default:
+			e.ended(i, c, err.Error())
+			return false
+		}
+	}
+}
