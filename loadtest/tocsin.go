@@ -108,22 +108,16 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 	if err := t.publisher.aim(s, t.subject, 1); err != nil {
 		return err
 	}
-	var err error
-	for deadline := time.Now().Add(10 * time.Second); ; {
-		if err = t.targets[0].probe(ctx, false); err == nil || time.Now().After(deadline) {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	if err != nil {
+	if err := until(ctx, 10*time.Second, func() error { return t.targets[0].probe(ctx, false) }); err != nil {
 		return fmt.Errorf("tocsin does not serve: %w", err)
 	}
-	if _, err = s.open(ctx, t.subject); err != nil {
+	if _, err := s.open(ctx, t.subject); err != nil {
 		return err
 	}
 	t.fleet.close()
 	t.fleet = nil
-	if err = errors.Join(t.empty(ctx), quiet(ctx, t.subject)); err != nil {
+	err := errors.Join(t.empty(ctx), quiet(ctx, t.subject))
+	if err != nil {
 		return err
 	}
 	if t.routines, err = t.publisher.metric(ctx, goroutines); err != nil {
@@ -135,16 +129,22 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 
 // empty waits until the last connection is gone at tocsin too.
 func (t *tocsin) empty(ctx context.Context) error {
-	const gone = time.Minute
-	for deadline := time.Now().Add(gone); ; {
+	return until(ctx, time.Minute, func() error {
 		open, err := t.publisher.metric(ctx, "tocsin_connections")
-		switch {
-		case err != nil:
+		if err == nil && open > 0 {
+			return fmt.Errorf("tocsin still has %s connections after their clients closed them", thousands(open))
+		}
+		return err
+	})
+}
+
+// until tries something again and again, and returns why it still fails after
+// limit.
+func until(ctx context.Context, limit time.Duration, try func() error) error {
+	for deadline := time.Now().Add(limit); ; {
+		err := try()
+		if err == nil || time.Now().After(deadline) {
 			return err
-		case open == 0:
-			return nil
-		case time.Now().After(deadline):
-			return fmt.Errorf("tocsin still has %s connections %s after their clients closed them", thousands(open), gone)
 		}
 		select {
 		case <-ctx.Done():
