@@ -36,7 +36,7 @@ func newMetrics(backend Backend) *metrics {
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		newProcessCollector(),
 		newStatsCollector(backend), m.requests, m.unauthorized)
 	for _, reason := range []string{"missing", "wrong"} {
 		m.unauthorized.WithLabelValues(reason)

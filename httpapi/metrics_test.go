@@ -37,7 +37,7 @@ func TestMetricsTellWhatStatsSays(t *testing.T) {
 			t.Errorf("no line %s", line)
 		}
 	}
-	for _, part := range []string{"go_goroutines", "process_open_fds"} {
+	for _, part := range []string{"go_goroutines", "process_resident_memory_bytes", "process_cpu_seconds_total", "process_max_fds"} {
 		if !strings.Contains(got, part) {
 			t.Errorf("nothing of %s", part)
 		}
@@ -53,8 +53,14 @@ func TestMetricsKeepTheRules(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-	if err := prometheus.NewPedanticRegistry().Register(newStatsCollector(b)); err != nil {
-		t.Error(err)
+	for _, c := range []prometheus.Collector{newStatsCollector(b), newProcessCollector()} {
+		strict := prometheus.NewPedanticRegistry()
+		if err := strict.Register(c); err != nil {
+			t.Error(err)
+		}
+		if _, err := strict.Gather(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
