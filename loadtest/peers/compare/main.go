@@ -42,7 +42,7 @@ func main() {
 	log.SetPrefix("compare: ")
 	var s settings
 	flag.StringVar(&s.root, "root", "../..", "the repository")
-	flag.StringVar(&s.out, "out", "docs/comparison.md", "the page to write, from the root")
+	flag.StringVar(&s.out, "out", "docs/comparison.md", "the page to write, from the root if it is not absolute")
 	flag.IntVar(&s.n, "n", 9000, "connections; the article's design takes two descriptors for each")
 	flag.IntVar(&s.rounds, "rounds", 3, "runs of each scenario against each server")
 	flag.IntVar(&s.serverCPU, "server-cpu", 0, "where the servers run")
@@ -96,6 +96,17 @@ func (s *settings) compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	file := s.out
+	if !filepath.IsAbs(file) {
+		file = filepath.Join(s.root, file)
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil { // better now than after all the work
+		return err
+	}
+	old, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	p := page{settings: s, date: time.Now(), took: make(measurements)}
 	names := s.names()
 	for round := range s.rounds {
@@ -118,11 +129,6 @@ func (s *settings) compare(ctx context.Context) error {
 	}
 	if len(p.took) == 0 {
 		return errors.New("no run succeeded: " + strings.Join(p.failures, "; "))
-	}
-	file := filepath.Join(s.root, s.out)
-	old, err := os.ReadFile(file)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
 	}
 	if err := os.WriteFile(file, []byte(p.render(string(old))), 0o644); err != nil {
 		return err
