@@ -355,6 +355,14 @@ func TestTakeListener(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer client.Close()
+			if network != "unix" {
+				if _, errno := Accept(fd); errno != EAGAIN {
+					t.Errorf("accept of a client that has sent nothing: %v", errno)
+				}
+			}
+			if _, err := client.Write([]byte("GET")); err != nil {
+				t.Fatal(err)
+			}
 			conn, errno := Accept(fd)
 			if errno != 0 {
 				t.Fatal(errno)
@@ -363,6 +371,33 @@ func TestTakeListener(t *testing.T) {
 			wantTaken(t, conn, client, network != "unix")
 		})
 	}
+}
+
+// TestSilentClientIsAccepted wants the kernel to report it in the end.
+func TestSilentClientIsAccepted(t *testing.T) {
+	ln, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	fd, err := TakeListener(ln, 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer Close(fd)
+	client, err := net.Dial("tcp4", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000); n != 1 {
+		t.Fatalf("nothing to accept: %v", err)
+	}
+	conn, errno := Accept(fd)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	Close(conn)
 }
 
 // wantTaken wants a non-blocking descriptor with our options that talks to client.
