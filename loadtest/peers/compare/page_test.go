@@ -32,7 +32,7 @@ func TestPage(t *testing.T) {
 		"| | tocsin | gws | bare loop |\n|---|---:|---:|---:|\n",
 		"| memory of an idle connection, user space, B | **200** | 7500 (37.50) | – |\n",
 		"| server CPU of a delivery, µs | 11.0 | **9.90** (0.90) | 8.80 (0.80) |\n",
-		"| deliveries a second | **1000** | 999 (1.00) | – |\n",
+		"| deliveries a second | **1000** | **999** (1.00) | – |\n",
 		"| echoes a second, saturated | – | – | – |\n",
 		"Where a peer is better:\n\n- server CPU of a delivery: gws is better, 9.90 against 11.0\n",
 		"- gws, echo, saturated: loadtest: exit status 1: 3 missing\n",
