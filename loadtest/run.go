@@ -17,7 +17,7 @@ import (
 
 // common are the flags of every scenario.
 type common struct {
-	URL         string        `default:"ws://127.0.0.1:8080/ws" help:"WebSocket to connect to; {n} in it stands for the number of the connection, from 0."`
+	URL         string        `default:"ws://127.0.0.1:8080/ws" help:"WebSocket to connect to, ws:// or wss://; {n} in it stands for the number of the connection, from 0."`
 	Servers     []string      `placeholder:"HOST:PORT" help:"Spread the connections over these servers instead of the URL's host."`
 	N           int           `name:"n" short:"n" default:"1000" help:"Connections."`
 	Rate        float64       `help:"Connects a second; 0 is as fast as --concurrency allows."`
