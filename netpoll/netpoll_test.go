@@ -330,6 +330,22 @@ func option(t *testing.T, fd, level, name int) int {
 	return v
 }
 
+// taken returns a listener and the descriptor that was taken of it.
+func taken(t *testing.T, network, address string) (net.Listener, int) {
+	t.Helper()
+	ln, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	fd, err := TakeListener(ln, 30*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { Close(fd) })
+	return ln, fd
+}
+
 func TestTakeListener(t *testing.T) {
 	for _, network := range []string{"tcp", "tcp4", "unix"} {
 		t.Run(network, func(t *testing.T) {
@@ -337,16 +353,7 @@ func TestTakeListener(t *testing.T) {
 			if network == "unix" {
 				address = t.TempDir() + "/s"
 			}
-			ln, err := net.Listen(network, address)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer ln.Close()
-			fd, err := TakeListener(ln, 30*time.Second)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer Close(fd)
+			ln, fd := taken(t, network, address)
 			if _, errno := Accept(fd); errno != EAGAIN {
 				t.Errorf("accept without a connection: %v", errno)
 			}
@@ -375,16 +382,7 @@ func TestTakeListener(t *testing.T) {
 
 // TestSilentClientIsAccepted wants the kernel to report it in the end.
 func TestSilentClientIsAccepted(t *testing.T) {
-	ln, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	fd, err := TakeListener(ln, 30*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer Close(fd)
+	ln, fd := taken(t, "tcp4", "127.0.0.1:0")
 	client, err := net.Dial("tcp4", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
