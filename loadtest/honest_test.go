@@ -318,6 +318,26 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// silentServer closes every connection, and returns where it listens.
+func silentServer(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	return ln.Addr().String()
+}
+
 // TestOneSentence wants every fault told in one line, with the right status.
 func TestOneSentence(t *testing.T) {
 	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -325,20 +345,7 @@ func TestOneSentence(t *testing.T) {
 	}))
 	defer refusing.Close()
 	refused := "ws" + strings.TrimPrefix(refusing.URL, "http")
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer silent.Close()
-	go func() {
-		for {
-			c, err := silent.Accept()
-			if err != nil {
-				return
-			}
-			c.Close()
-		}
-	}()
+	silent := silentServer(t)
 	secure := httptest.NewTLSServer(http.NotFoundHandler())
 	defer secure.Close()
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -354,7 +361,7 @@ func TestOneSentence(t *testing.T) {
 	}{
 		{"connect --url ws://" + nobody, 1, "is the server running?"},
 		{"connect --url " + refused, 1, "403 Forbidden no entry"},
-		{"connect --url ws://" + silent.Addr().String(), 1, "without an answer"},
+		{"connect --url ws://" + silent, 1, "without an answer"},
 		{"connect --url wss://" + nobody, 1, "is the server running?"},
 		{"connect --url wss" + strings.TrimPrefix(f.url, "ws"), 1, "does it speak TLS?"},
 		{"connect --url wss" + strings.TrimPrefix(secure.URL, "https"), 1, "--insecure"},

@@ -49,42 +49,36 @@ func readMemory(pid int) (m memory, err error) {
 // processes are those of one subject; what they use is told as a sum.
 type processes []int
 
-// cpu returns the CPU time used so far.
-func (p processes) cpu() (sum time.Duration, err error) {
+// sum adds up what is known of each.
+func sum[T int64 | time.Duration](p processes, of func(pid int) (T, error)) (total T, err error) {
 	for _, pid := range p {
-		d, err := cpuOf(pid)
+		v, err := of(pid)
 		if err != nil {
 			return 0, err
 		}
-		sum += d
+		total += v
 	}
-	return sum, nil
+	return total, nil
 }
 
+// cpu returns the CPU time used so far.
+func (p processes) cpu() (time.Duration, error) { return sum(p, cpuOf) }
+
+// proportional returns the memory with shared pages divided among their users.
+func (p processes) proportional() (int64, error) { return sum(p, readProportional) }
+
 // memory returns what is occupied. Peak is a sum of moments that may differ.
-func (p processes) memory() (sum memory, err error) {
+func (p processes) memory() (all memory, err error) {
 	for _, pid := range p {
 		m, err := readMemory(pid)
 		if err != nil {
 			return memory{}, err
 		}
-		sum.Resident += m.Resident
-		sum.Peak += m.Peak
-		sum.Threads += m.Threads
+		all.Resident += m.Resident
+		all.Peak += m.Peak
+		all.Threads += m.Threads
 	}
-	return sum, nil
-}
-
-// proportional returns the memory with shared pages divided among their users.
-func (p processes) proportional() (sum int64, err error) {
-	for _, pid := range p {
-		n, err := readProportional(pid)
-		if err != nil {
-			return 0, err
-		}
-		sum += n
-	}
-	return sum, nil
+	return all, nil
 }
 
 // commands returns how the processes were started, a line each, as far as

@@ -117,9 +117,15 @@ func (t *secured) await(event int16) error {
 
 // seal returns the records that b becomes. They are valid until the next call.
 func (t *secured) seal(b []byte) ([]byte, error) {
-	t.out = t.out[:0]
 	_, err := t.tls.Write(b)
-	return t.out, err
+	return t.written(), err
+}
+
+// written takes what TLS has written since it was last asked.
+func (t *secured) written() []byte {
+	b := t.out
+	t.out = b[:0]
+	return b
 }
 
 // handshake is one that is over.
@@ -166,18 +172,17 @@ func (e *engine) shaken(h handshake) {
 // false when the connection is gone.
 func (e *engine) decrypt(i int, c *conn, b []byte) bool {
 	t := c.extra.tls
-	t.in, t.out = b, t.out[:0]
+	t.in = b
 	if e.plain == nil {
 		e.plain = make([]byte, 16<<10) // a record's worth
 	}
 	for {
 		n, err := t.tls.Read(e.plain)
-		if len(t.out) > 0 { // an answer of TLS itself
-			if errno := e.put(c, t.out); errno != 0 {
+		if answer := t.written(); len(answer) > 0 { // of TLS itself
+			if errno := e.put(c, answer); errno != 0 {
 				e.ended(i, c, errnoName(errno))
 				return false
 			}
-			t.out = t.out[:0]
 		}
 		if n > 0 && !e.take(i, c, e.plain[:n]) {
 			return false

@@ -25,8 +25,8 @@ func secureListener(t *testing.T, version uint16) net.Listener {
 	return ln
 }
 
-// TestTLS has everything go through TLS: answers, messages of more than one
-// record, and connections that come back.
+// TestTLS has everything go through TLS: answers, also such as are sent while
+// reading, messages of more than one record, and connections that come back.
 func TestTLS(t *testing.T) {
 	for name, version := range map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13} {
 		t.Run(name, func(t *testing.T) {
@@ -40,6 +40,10 @@ func TestTLS(t *testing.T) {
 			}
 			o = loadtest(t, "echo", "--url", url, "--insecure", "-n", "20", "--active", "8", "--message-rate", "1000", "--duration", "200ms")
 			o.want(t, map[string]float64{"sent": 200, "replies": 200})
+			o = loadtest(t, "echo", "--url", url, "--insecure", "-n", "20", "--active", "8", "--message-rate", "0", "--duration", "100ms")
+			if sent, replies := o.value(t, "sent"), o.value(t, "replies"); o.status != 0 || sent <= 8 || sent != replies {
+				t.Errorf("saturated: status %d, %v sent, %v replies: %s", o.status, sent, replies, o.err)
+			}
 			o = loadtest(t, "herd", "--url", url, "--insecure", "-n", "40", "--live", "4", "--percent", "50")
 			o.want(t, map[string]float64{"dropped": 20, "back": 20})
 		})
