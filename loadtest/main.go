@@ -10,8 +10,8 @@
 //
 // The program coordinates; the sockets are held by worker processes that it
 // starts, and that speak JSON lines with it (order.go). A worker is one epoll
-// loop: engine.go, then in the order of a connection's life dial.go, read.go,
-// deliver.go, talk.go, return.go.
+// loop: engine.go, then in the order of a connection's life dial.go, tls.go
+// where the server speaks it, read.go, deliver.go, talk.go, return.go.
 package main
 
 import (
