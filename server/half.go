@@ -110,7 +110,8 @@ func (h *half) takeHeader(b []byte, c *Config) (n int, ok bool, bad fault) {
 		if h.frames++; h.frames > c.MaxFrames {
 			return n, false, fault{wire.ClosePolicy, "too many frames in a message"}
 		}
-		if int64(len(h.buf))+h.h.Length > int64(c.MaxMessage) {
+		// What is left of the limit, because a sum could wrap.
+		if h.h.Length > int64(c.MaxMessage-len(h.buf)) {
 			return n, false, fault{wire.CloseTooBig, "message too big"}
 		}
 	}

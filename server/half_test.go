@@ -250,6 +250,40 @@ func TestFaultW1(t *testing.T) {
 	}
 }
 
+// docs/faults.md X1: what a continuation declares is held against what is left
+// of the limit, up to the lengths that would wrap if they were added to it.
+func TestContinuationIsJudgedByItsHeader(t *testing.T) {
+	cfg := Config{MaxMessage: 64 << 10, MaxFrames: 128}
+	for _, had := range []int{1, 2, 125, 126, 40_000, cfg.MaxMessage - 1, cfg.MaxMessage} {
+		left := uint64(cfg.MaxMessage - had)
+		lengths := []uint64{left + 1, left + 2, 1 << 31, 1 << 32, 1<<62 - 1, 1 << 62}
+		for n := range uint64(4) {
+			lengths = append(lengths, 1<<63-uint64(had)-1+n, 1<<63-1-n)
+		}
+		for _, length := range lengths {
+			if length >= 1<<63 {
+				continue // TestFaultW1 has those
+			}
+			var h half
+			first := wstest.Frame{Op: ws.OpBinary, Payload: make([]byte, had), More: true}.Append(nil)
+			next := wstest.Frame{Op: ws.OpContinuation, Declared: length}.Append(nil)
+			if _, n, _, bad := h.take(first, &cfg); bad.code != 0 || n != len(first) {
+				t.Fatalf("a fragment of %d bytes: %v", had, bad)
+			}
+			for cut := range len(next) {
+				h := h // each split of the header
+				_, _, _, bad := h.take(next[:cut:cut], &cfg)
+				if bad.code == 0 {
+					_, _, _, bad = h.take(next[cut:], &cfg)
+				}
+				if bad.code != wire.CloseTooBig || len(h.buf) != had {
+					t.Fatalf("%d bytes, then a continuation of %d split at %d: close %d, %d bytes kept", had, length, cut, bad.code, len(h.buf))
+				}
+			}
+		}
+	}
+}
+
 // FAULTS W2, at the parser: frames without end count, empty ones too.
 func TestManyFragments(t *testing.T) {
 	cfg := Config{MaxMessage: 64 << 10, MaxFrames: 128}
