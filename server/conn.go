@@ -79,6 +79,19 @@ func (e *extra) idle() bool {
 	return e.in.empty() && e.out.empty() && len(e.subs) == 0 && len(e.rest) == 0 && e.call == nil
 }
 
+// trim lets go of buffers that are empty.
+func (e *extra) trim() {
+	if len(e.in.buf) == 0 {
+		e.in.buf = nil
+	}
+	if len(e.in.ctl) == 0 {
+		e.in.ctl = nil
+	}
+	if len(e.out.q) == 0 {
+		e.out.q = nil
+	}
+}
+
 // ref names a connection: descriptor and generation. It goes stale when the
 // connection ends, and is then dropped by whoever meets it.
 type ref uint64

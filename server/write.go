@@ -22,13 +22,17 @@ func (w *worker) extraOf(c *conn) *extra {
 	return c.ext
 }
 
-// slim gives back c's extra once nothing needs it.
+// slim gives back c's extra once nothing needs it, and its empty buffers where
+// something else of it is needed: an idle connection keeps no buffer (law 7).
 func (w *worker) slim(c *conn) {
-	if c.ext == nil || !c.ext.idle() {
-		return
+	switch e := c.ext; {
+	case e == nil:
+	case e.idle():
+		w.recycle(e)
+		c.ext = nil
+	default:
+		e.trim()
 	}
-	w.recycle(c.ext)
-	c.ext = nil
 }
 
 // recycle keeps e, emptied but for small buffers, for the next that needs one.
