@@ -122,8 +122,12 @@ func (w *worker) resume(c *conn, r ref) {
 	if c.ext != nil && len(c.ext.rest) > 0 && c.state == stateOpen {
 		rest := c.ext.rest
 		c.ext.rest = nil
-		w.feed(c, rest)
-		if c.ref() != r || c.flags&flagHook != 0 {
+		rest = w.parse(c, rest)
+		if c.ref() != r {
+			return
+		}
+		if c.flags&flagHook != 0 {
+			c.ext.rest = rest // the same bytes, not a copy for each hook
 			return
 		}
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
@@ -10,16 +11,15 @@ import (
 )
 
 // serve reads what c has and acts on it. One call takes at most readSize
-// bytes; a connection with more comes again when the others had theirs.
-func (w *worker) serve(c *conn, hangUp bool) {
+// bytes; a connection with more comes again when the others had theirs. toEnd
+// has it read on after a short read too, because an end of file may stand
+// behind it.
+func (w *worker) serve(c *conn, toEnd bool) {
 	if c.flags&flagHook != 0 {
 		c.flags |= flagUnread // a hook is busy; read on when it returns
 		return
 	}
 	if c.flags&flagDeaf != 0 {
-		if hangUp {
-			w.detach(c)
-		}
 		return
 	}
 	r := c.ref()
@@ -41,7 +41,7 @@ func (w *worker) serve(c *conn, hangUp bool) {
 	}
 	// A short read means that the socket is empty (epoll(7)), unless the end
 	// of file stands behind it.
-	if n == len(w.in) || hangUp {
+	if n == len(w.in) || toEnd {
 		if c.flags&flagHook != 0 {
 			c.flags |= flagUnread
 			return
@@ -67,8 +67,16 @@ func (w *worker) received(c *conn, b []byte) {
 }
 
 // feed takes the bytes of an open connection: frames, whole or not. When a
-// hook is needed what is behind it stays in ext.rest until it returns.
+// hook is needed a copy of what is behind it stays in ext.rest until it returns.
 func (w *worker) feed(c *conn, b []byte) {
+	if rest := w.parse(c, b); len(rest) > 0 {
+		c.ext.rest = bytes.Clone(rest)
+	}
+}
+
+// parse acts on the frames of b until a hook is busy, and returns what is
+// behind that one's frame.
+func (w *worker) parse(c *conn, b []byte) (rest []byte) {
 	h := &w.half
 	if c.ext != nil {
 		h = &c.ext.in
@@ -80,7 +88,7 @@ func (w *worker) feed(c *conn, b []byte) {
 		if bad.code != 0 {
 			w.half = half{}
 			w.fail(c, bad)
-			return
+			return nil
 		}
 		if !done {
 			break
@@ -91,7 +99,7 @@ func (w *worker) feed(c *conn, b []byte) {
 		w.frame(c, f)
 		if c.ref() != r || c.state != stateOpen {
 			w.half = half{}
-			return
+			return nil
 		}
 		if c.flags&flagHook != 0 {
 			break
@@ -101,10 +109,11 @@ func (w *worker) feed(c *conn, b []byte) {
 	if began && !h.empty() {
 		h.since = w.now
 	}
-	if len(b) > 0 { // a hook is busy
-		c.ext.rest = append([]byte(nil), b...)
-	}
 	w.flushReplies(c)
+	if c.flags&flagHook == 0 || len(b) == 0 { // all of it was taken, or sending the replies has ended c
+		return nil
+	}
+	return b
 }
 
 // keepHalf moves what h has of something unfinished to c, if it was the

@@ -238,21 +238,25 @@ func (w *worker) serveEvents() (more bool) {
 				continue
 			}
 		}
-		if e.Readable {
+		switch {
+		case e.HangUp && c.flags&flagDeaf != 0:
+			w.detach(c)
+		case e.Readable:
 			w.serve(c, e.HangUp)
 		}
 	}
 	return n == len(events)
 }
 
-// serveAgain serves those that had more to read than their budget.
+// serveAgain serves those that had more to read than their budget, to the very
+// end: the edge that told of an end of file may be used up.
 func (w *worker) serveAgain() {
 	slices.Sort(w.shard.again) // an event may have put one there twice
 	again := slices.Compact(w.shard.again)
 	w.shard.again = nil
 	for _, r := range again {
 		if c := w.shard.lookup(r); c != nil {
-			w.serve(c, false)
+			w.serve(c, true)
 		}
 	}
 	if w.shard.again == nil {

@@ -1,0 +1,138 @@
+//go:build linux
+
+package server
+
+import (
+	"bytes"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/gobwas/ws"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+)
+
+// docs/faults.md X10: a peer that writes more than a turn reads, and ends, is
+// read to its end.
+func TestEndOfFileBehindABacklog(t *testing.T) {
+	for _, size := range []int{1, readSize - 1, readSize, readSize + 1, 3*readSize - 1, 3 * readSize, 3*readSize + 8000} {
+		s := newSim(t, 1, Config{MaxMessage: 1 << 20})
+		p := s.dial("/ws")
+		p.write(wstest.Frame{Op: ws.OpText, Payload: bytes.Repeat([]byte(" "), 1<<20), More: true}.Append(nil)[:size])
+		p.hangUp()
+		s.run()
+		if !p.gone {
+			t.Errorf("%d bytes and an end of file: the connection stays", size)
+		}
+		s.check()
+	}
+}
+
+// A refused peer whose request was longer than a turn reads gets the refusal:
+// it is not closed under its feet.
+func TestRefusalBehindABacklogIsDelivered(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	p := s.open()
+	p.write(bytes.Repeat([]byte("x"), 2*readSize))
+	s.run()
+	if p.gone || !p.ends || !bytes.HasPrefix(p.out, []byte("HTTP/1.1 4")) {
+		t.Errorf("gone %v, end of file %v, answer %q", p.gone, p.ends, p.out)
+	}
+	p.hangUp()
+	s.run()
+	if !p.gone {
+		t.Error("the peer has hung up, its descriptor is kept")
+	}
+}
+
+// docs/faults.md X6: a message that came in pieces leaves no buffer on a
+// connection, however many topics it has.
+func TestIdleConnectionKeepsNoBuffer(t *testing.T) {
+	for topics := range 6 {
+		names := make([]string, topics)
+		for i := range names {
+			names[i] = strconv.Itoa(i)
+		}
+		s := newSim(t, 1, Config{})
+		p := s.dial("/ws?topics=" + strings.Join(names, ","))
+		for _, f := range wstest.Fragments(ws.OpText, bytes.Repeat([]byte(" "), 60_000), 20_000) {
+			p.send(f)
+			s.run()
+		}
+		ping := wstest.Ping(strings.Repeat("p", 100)).Append(nil)
+		p.write(ping[:50])
+		s.run()
+		p.write(ping[50:])
+		s.run()
+		p.drain(0)
+		p.send(wstest.Text(`{"id":1,"ping":{}}`))
+		s.run()
+		p.drain(-1)
+		s.run()
+		if frames := p.frames(); len(frames) != 3 {
+			t.Fatalf("%d answers, want 3: %v", len(frames), frames)
+		}
+		c := s.slot(p)
+		if topics <= len(c.subs) {
+			if c.ext != nil {
+				t.Errorf("with %d topics an idle connection keeps an extra", topics)
+			}
+			continue
+		}
+		if e := c.ext; cap(e.in.buf)+cap(e.in.ctl)+cap(e.rest)+cap(e.out.q) != 0 {
+			t.Errorf("with %d topics an idle connection keeps buffers of %d, %d, %d bytes and %d entries", topics, cap(e.in.buf), cap(e.in.ctl), cap(e.rest), cap(e.out.q))
+		}
+	}
+}
+
+// holdHooks has hooks wait until runHooks, which runs them in the test.
+func (s *sim) holdHooks() {
+	if err := s.srv.hooks.Release(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *sim) runHooks() (n int) {
+	for _, sh := range s.srv.shards {
+		calls := sh.waiting
+		sh.waiting = nil
+		s.srv.hooksWaiting.Add(-int64(len(calls)))
+		for _, call := range calls {
+			s.srv.runHook(call)
+		}
+		n += len(calls)
+	}
+	return n
+}
+
+// docs/faults.md X11: what is behind a hook's command is copied once, not again
+// for each command.
+func TestCommandsBehindAHookAreCopiedOnce(t *testing.T) {
+	const frames = 5000
+	seen := 0
+	s := newSim(t, 1, Config{OnMessage: func(_ Conn, _ ws.OpCode, payload []byte) bool {
+		seen += len(payload)
+		return true
+	}})
+	s.holdHooks()
+	p := s.dial("/ws")
+	p.write(bytes.Repeat(wstest.Text("x").Append(nil), frames))
+	var before []byte
+	for range frames {
+		s.run()
+		s.runHooks()
+		var rest []byte
+		if e := s.slot(p).ext; e != nil {
+			rest = e.rest
+		}
+		if len(rest) > 0 && len(before) > 0 && &rest[len(rest)-1] != &before[len(before)-1] {
+			t.Fatalf("%d bytes behind a hook were copied again", len(rest))
+		}
+		before = rest
+	}
+	s.run()
+	if seen != frames || s.slot(p).ext != nil {
+		t.Errorf("%d of %d messages were handled", seen, frames)
+	}
+}
