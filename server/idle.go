@@ -8,33 +8,50 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// There is one ticker for the whole server. Each shard is swept once a second:
-// in its own turn it looks at every slot that is in use, and ends what has
-// taken too long. Nothing else keeps time.
+// There is one ticker for the whole server. Each shard is swept twice a second,
+// also when it has more to do than it can: in its own turn it looks at every
+// slot that is in use, and ends what has taken too long. Nothing else keeps
+// time.
 const (
 	tickEvery  = 100 * time.Millisecond
-	sweepEvery = time.Second
+	sweepEvery = 500 * time.Millisecond
 	maxTimeout = 24 * time.Hour
 
-	// A process that did not run for longer than this (stopped, or its machine
-	// suspended) was paused, and the pause counts as no time at all: nobody is
-	// cut for what could not be received meanwhile.
-	pauseAfter = 3 * time.Second
+	// A gap between two ticks of more than this is a stall of ours: the process
+	// was stopped, or its machine suspended or overloaded. The server's clock
+	// goes on by this much and no more, so that nobody is cut for what could not
+	// be received meanwhile.
+	stallAfter = 2 * sweepEvery
+	// Nor is what a peer sent meanwhile, and which now comes at once, held
+	// against it: for as long as the stall, and at most for this long, control
+	// frames are not counted.
+	maxAmnesty = 10 * time.Second
+	pauseAfter = 3 * time.Second // a stall that is worth a line in the log
 )
 
-// stampAt turns a time of the kernel's clock into one of the server's clock,
-// which stands still during pauses.
+// tickTime is one moment on both clocks: the kernel's, and the server's, which
+// does not count stalls.
+type tickTime struct{ kernel, server time.Duration }
+
+// stampAt turns a time of the kernel's clock into one of the server's clock.
 func (srv *Server) stampAt(now time.Duration) stamp {
-	// A turn may come before the ticker has seen a pause.
-	now = min(now, time.Duration(srv.ticked.Load())+pauseAfter)
-	return stamp((now - time.Duration(srv.paused.Load())) / stampUnit)
+	t := srv.lastTick.Load()
+	// A turn may come before the ticker has seen a stall.
+	return stamp((t.server + min(now-t.kernel, stallAfter)) / stampUnit)
 }
 
-// runTicker wakes shards until stop is closed: all that have connections once a
-// second, and those in a hurry at every tick.
+// passTick sets the clocks and returns how long the last tick is ago.
+func (srv *Server) passTick(now time.Duration) (gap time.Duration) {
+	last := srv.lastTick.Load()
+	gap = now - last.kernel
+	srv.lastTick.Store(&tickTime{now, last.server + min(gap, stallAfter)})
+	return gap
+}
+
+// runTicker wakes shards until stop is closed: all that have connections at
+// every sweep, and those in a hurry at every tick.
 func (srv *Server) runTicker(stop <-chan struct{}) {
-	last := srv.kernel.Now()
-	next := last + sweepEvery
+	next := srv.kernel.Now() + sweepEvery
 	t := time.NewTimer(sweepEvery)
 	defer t.Stop()
 	for {
@@ -45,12 +62,7 @@ func (srv *Server) runTicker(stop <-chan struct{}) {
 		case <-srv.hurried:
 		}
 		now := srv.kernel.Now()
-		if gap := now - last; gap > pauseAfter {
-			srv.paused.Add(int64(gap - sweepEvery))
-			srv.cfg.Logger.Warn("the process did not run for a while; timeouts are extended by it", "pause", gap)
-		}
-		last = now
-		srv.ticked.Store(int64(now))
+		gap := srv.passTick(now)
 		sweep := now >= next
 		if sweep {
 			next = now + sweepEvery
@@ -69,6 +81,9 @@ func (srv *Server) runTicker(stop <-chan struct{}) {
 				s.wake()
 			}
 		}
+		if gap > pauseAfter {
+			srv.cfg.Logger.Warn("the process did not run for a while; timeouts are extended by it", "pause", gap.String())
+		}
 		t.Reset(wait)
 	}
 }
@@ -85,32 +100,112 @@ func (s *shard) hasten() {
 	}
 }
 
-// sweep looks at every slot of the shard that is in use. What can still be
-// read was read before it (see round), so a peer is not judged by an answer
-// that has arrived.
+// sweep looks at every slot of the shard that is in use.
 func (w *worker) sweep() {
 	s := w.shard
+	leak := w.leak()
 	for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
 		c := s.at(i)
-		c.control -= uint8(min(int(c.control), w.srv.cfg.MaxControl))
-		switch c.state {
-		case stateHead:
-			if w.now.since(c.stamp) >= w.srv.cfg.HandshakeTimeout {
-				w.expireHandshake(c, 408, rejectTimeout, "the request head took too long")
-			}
-		case stateAuth:
-			if w.now.since(c.stamp) >= w.srv.cfg.AuthTimeout {
-				w.expireHandshake(c, 503, rejectTimeout, "authentication took too long")
-			}
-		case stateClosing:
-			if w.now.since(c.stamp) >= w.srv.cfg.CloseTimeout {
-				w.detach(c)
-			}
-		case stateOpen:
-			w.sweepOpen(c)
+		c.control -= uint8(min(int(c.control), leak))
+		if w.overdue(c) == onTime || w.overdueStill(c) == onTime {
+			w.pingIfSilent(c)
 		}
 	}
 	s.hurry.Store(len(s.waiting) > 0 || s.paced > 0 || s.drain.active)
+}
+
+// leak returns how many control frames the time since the last sweep takes off
+// each connection's count.
+func (w *worker) leak() int {
+	s := w.shard
+	// In units of frames × time.Second, so that no fraction is lost.
+	s.leaked += int64(w.exact-s.swept) * int64(w.srv.cfg.MaxControl)
+	s.swept = w.exact
+	leak := s.leaked / int64(time.Second)
+	s.leaked %= int64(time.Second)
+	return int(leak)
+}
+
+// lateness is which deadline a connection has missed.
+type lateness uint8
+
+const (
+	onTime lateness = iota
+	lateHead
+	lateAuth
+	lateMessage
+	lateWrite // nothing was written for too long
+	lateRead  // something waits for too long
+	latePong
+	lateClose
+)
+
+// overdue returns the deadline that c has missed.
+func (w *worker) overdue(c *conn) lateness {
+	cfg := &w.srv.cfg
+	silent := w.now.since(c.stamp)
+	switch c.state {
+	case stateHead:
+		return missed(lateHead, silent >= cfg.HandshakeTimeout)
+	case stateAuth:
+		return missed(lateAuth, silent >= cfg.AuthTimeout)
+	case stateClosing:
+		return missed(lateClose, silent >= cfg.CloseTimeout)
+	case stateFree:
+		return onTime
+	}
+	if e := c.ext; e != nil {
+		switch {
+		case len(e.out.q) > 0 && w.now.since(e.out.moved) >= cfg.WriteTimeout:
+			return lateWrite
+		case len(e.out.q) > 0 && w.now.since(e.out.q[0].queued) >= cfg.OutboxAge:
+			return lateRead
+		case !e.in.empty() && w.now.since(e.in.since) >= cfg.MessageTimeout:
+			return lateMessage
+		}
+	}
+	return missed(latePong, c.flags&flagPinged != 0 && c.flags&flagHook == 0 && silent >= cfg.PingInterval+cfg.PongTimeout)
+}
+
+func missed(d lateness, late bool) lateness {
+	if late {
+		return d
+	}
+	return onTime
+}
+
+// overdueStill ends c for the deadline that it has missed, unless that is met
+// once what its socket has was read and what its socket takes was written: a
+// busy shard may not have come to it. It returns what is missed then.
+func (w *worker) overdueStill(c *conn) lateness {
+	r := c.ref()
+	if c.ext != nil && !c.ext.out.empty() {
+		w.flush(c)
+	}
+	if c.ref() == r {
+		w.serve(c, false)
+	}
+	if c.ref() != r {
+		return lateClose // it has ended by itself
+	}
+	late := w.overdue(c)
+	switch late {
+	case lateHead:
+		w.expireHandshake(c, 408, rejectTimeout, "the request head took too long")
+	case lateAuth:
+		w.expireHandshake(c, 503, rejectTimeout, "authentication took too long")
+	case lateMessage:
+		w.shut(c, wire.ClosePolicy, "a message took too long")
+	case lateWrite:
+		w.cut(c, cutStalled)
+	case lateRead:
+		w.cut(c, cutTrickle)
+	case latePong:
+		w.shut(c, wire.CloseNoPong, "no pong")
+	case lateClose:
+		w.detach(c)
+	}
+	return late
 }
 
 // expireHandshake answers in one write and closes at once: a peer that was
@@ -123,44 +218,20 @@ func (w *worker) expireHandshake(c *conn, status int, why rejectReason, text str
 	w.detach(c)
 }
 
-func (w *worker) sweepOpen(c *conn) {
+// pingIfSilent pings an open connection of which nothing was heard for
+// PingInterval. While a hook runs nothing is read, so a pong could not be
+// seen; while an outbox waits, which has timeouts of its own, a ping would too.
+func (w *worker) pingIfSilent(c *conn) {
 	cfg := &w.srv.cfg
-	if e := c.ext; e != nil {
-		if len(e.out.q) > 0 {
-			switch {
-			case w.now.since(e.out.moved) >= cfg.WriteTimeout:
-				w.cut(c, cutStalled)
-				return
-			case w.now.since(e.out.q[0].queued) >= cfg.OutboxAge:
-				w.cut(c, cutTrickle)
-				return
-			}
-		}
-		if !e.in.empty() && w.now.since(e.in.since) >= cfg.MessageTimeout {
-			w.shut(c, wire.ClosePolicy, "a message took too long, see message_timeout")
-			return
-		}
-	}
-	if cfg.PingInterval < 0 || c.flags&flagHook != 0 {
-		return
-	}
-	silent := w.now.since(c.stamp)
 	switch {
-	case silent < cfg.PingInterval:
-	case c.flags&flagPinged == 0:
-		if c.ext != nil && !c.ext.out.empty() {
-			return // it would queue; the outbox has timeouts of its own
-		}
+	case c.state != stateOpen || cfg.PingInterval < 0 || c.flags&(flagHook|flagPinged) != 0:
+	case w.now.since(c.stamp) < cfg.PingInterval:
+	case c.ext != nil && !c.ext.out.empty():
+	default:
 		c.flags |= flagPinged
 		// The pong is due PongTimeout after this ping, however late it is.
 		c.stamp = w.now - stamp(cfg.PingInterval/stampUnit)
 		w.ping(c)
-	case silent >= cfg.PingInterval+cfg.PongTimeout:
-		r := c.ref()
-		w.serve(c, false) // its pong may have arrived without an event yet
-		if c.ref() == r && c.flags&flagPinged != 0 {
-			w.shut(c, wire.CloseNoPong, "no pong")
-		}
 	}
 }
 

@@ -106,7 +106,6 @@ func newSim(t testing.TB, seed uint64, cfg Config) *sim {
 			}
 		}
 	})
-	srv.ticked.Store(1 << 62) // there is no ticker
 	s.srv, s.w = srv, newWorker(srv)
 	return s
 }
@@ -310,7 +309,9 @@ func (p *peer) frames() (out []wstest.Frame) {
 // turn serves one shard until nothing is left.
 func (s *sim) turn(sh *shard) {
 	s.w.shard = sh
+	s.srv.lastTick.Store(&tickTime{s.time, s.time}) // the ticker has just been
 	s.w.clock()
+	s.w.noticeStall()
 	sh.ready.Store(true)
 	for i := 0; s.w.round(); i++ {
 		if i == 10_000 {

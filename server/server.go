@@ -41,8 +41,7 @@ type Server struct {
 	outboxBytes  atomic.Int64
 	publishBytes atomic.Int64
 	idNext       atomic.Uint64
-	paused       atomic.Int64 // time.Duration that the server's clock stood still
-	ticked       atomic.Int64 // kernel.Now at the last tick
+	lastTick     atomic.Pointer[tickTime]
 	draining     atomic.Bool
 	hurryDrain   atomic.Bool
 	closed       atomic.Bool
@@ -94,6 +93,7 @@ func New(cfg Config) (*Server, error) {
 	if srv.kernel == nil {
 		srv.kernel = system{start: time.Now()}
 	}
+	srv.lastTick.Store(&tickTime{kernel: srv.kernel.Now()})
 	if srv.capacity, err = capacity(&cfg); err != nil {
 		return nil, err
 	}
@@ -167,7 +167,6 @@ func (srv *Server) start() (err error) {
 			return err
 		}
 	}
-	srv.ticked.Store(int64(srv.kernel.Now()))
 	go func() {
 		defer close(srv.tickerEnded)
 		srv.runTicker(srv.tickerStop)

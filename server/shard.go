@@ -34,11 +34,15 @@ type shard struct {
 	paced         int         // walks with a rate
 	again         []ref       // connections that ran out of their budget
 	waiting       []*hookCall // hooks that the pool had no room for
-	spareItems    []item      // the inbox's other half
-	spareAccepted []int32
-	extras        []*extra // free list
-	idle          []*walk  // free list
+	items         []item      // taken from the inbox
+	done          int         // of items
+	spareAccepted []int32     // the inbox's other half
+	extras        []*extra    // free list
+	idle          []*walk     // free list
 	drain         drainPlan
+	swept         time.Duration // kernel.Now of the last sweep
+	leaked        int64         // see worker.leak
+	amnesty       time.Duration // kernel.Now until which control frames are not counted
 
 	conns atomic.Int64 // slots in use, as others read it
 	count counters
@@ -159,6 +163,7 @@ func (w *worker) turn(s *shard, inline bool) {
 	w.out, w.half = w.out[:0], half{} // a turn that panicked may have left something
 	w.clock()
 	start := w.exact
+	w.noticeStall()
 	s.srv.stats.wait.observe(start - time.Duration(s.woken.Load()))
 	defer func() {
 		s.srv.stats.turn.observe(s.srv.kernel.Now() - start)
@@ -185,8 +190,21 @@ func (w *worker) turn(s *shard, inline bool) {
 	}
 }
 
+// noticeStall begins an amnesty if the last sweep is too long ago, before
+// anything is read that came meanwhile.
+func (w *worker) noticeStall() {
+	s := w.shard
+	switch stall := w.exact - s.swept; {
+	case s.slots.len() == 0:
+		s.swept = w.exact // a shard without connections is not swept
+	case stall > stallAfter:
+		s.amnesty = w.exact + min(stall, maxAmnesty)
+	}
+}
+
 // round does a part of each kind of work that there is and reports whether
-// some is left.
+// some is left. Each part is bounded, so that a round is short however much
+// there is to do, and a sweep that is due happens in it.
 func (w *worker) round() (more bool) {
 	s := w.shard
 	w.takeInbox()
@@ -195,7 +213,6 @@ func (w *worker) round() (more bool) {
 	}
 	if len(s.again) > 0 {
 		w.serveAgain()
-		more = more || len(s.again) > 0
 	}
 	if len(s.walks) > 0 {
 		more = w.walkSome() || more
@@ -206,12 +223,10 @@ func (w *worker) round() (more bool) {
 	if s.drain.active {
 		w.drainSome()
 	}
-	if !more && s.tick.Swap(false) {
+	if s.tick.Swap(false) {
 		w.sweep()
-		more = len(s.again) > 0
 	}
-	w.takeInbox()
-	return more
+	return w.takeInbox() || more || len(s.again) > 0
 }
 
 // serveEvents serves one batch of ready connections.
@@ -264,29 +279,38 @@ func (w *worker) serveAgain() {
 	}
 }
 
-// takeInbox does what other goroutines left for the shard.
-func (w *worker) takeInbox() {
+// inboxSlice is how many items of an inbox a round does before it goes on.
+const inboxSlice = 256
+
+// takeInbox does a part of what other goroutines left for the shard and
+// reports whether some of it is left.
+func (w *worker) takeInbox() (more bool) {
 	s := w.shard
-	for {
-		items, accepted := s.inbox.take(s.spareItems, s.spareAccepted)
-		s.spareItems, s.spareAccepted = nil, nil
+	if s.done == len(s.items) {
+		var accepted []int32
+		s.items, accepted = s.inbox.take(s.items[:0], s.spareAccepted)
+		s.done, s.spareAccepted = 0, nil
 		for _, fd := range accepted { // first, so that a drain finds them
 			w.attach(int(fd), nil)
-		}
-		for i := range items {
-			w.do(&items[i])
-		}
-		clear(items)
-		if cap(items) <= keepInbox {
-			s.spareItems = items[:0]
 		}
 		if cap(accepted) <= keepInbox {
 			s.spareAccepted = accepted[:0]
 		}
-		if len(items) == 0 && len(accepted) == 0 {
-			return
-		}
 	}
+	for end := min(s.done+inboxSlice, len(s.items)); s.done < end; {
+		it := &s.items[s.done]
+		s.done++ // before: one that panics is not done twice
+		w.do(it)
+		*it = item{}
+	}
+	if s.done < len(s.items) {
+		return true
+	}
+	if cap(s.items) > keepInbox {
+		s.items = nil
+	}
+	s.items, s.done = s.items[:0], 0
+	return false
 }
 
 func (w *worker) do(it *item) {

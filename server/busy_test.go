@@ -1,0 +1,156 @@
+//go:build linux
+
+package server
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// docs/faults.md X2: a shard that always has something left to do keeps every
+// deadline.
+func TestDeadlinesHoldInABusyShard(t *testing.T) {
+	flood := wstest.Encode(wstest.Text(strings.Repeat(" ", 1000)))
+	for _, d := range deadlines {
+		t.Run(d.name, func(t *testing.T) {
+			s := newSim(t, 1, Config{MaxControl: 100})
+			p := d.begin(s)
+			busy := s.dial("/ws?format=raw")
+			s.time += *d.limit(&s.srv.cfg)
+			s.srv.lastTick.Store(&tickTime{s.time, s.time})
+			sh := s.srv.shards[0]
+			sh.ready.Store(true)
+			sh.tick.Store(true)
+			for range 5 {
+				for len(busy.in) < 2*readSize {
+					busy.write(flood)
+				}
+				s.w.clock()
+				if !s.w.round() {
+					t.Fatal("the shard had nothing left to do")
+				}
+			}
+			if !d.ended(p) {
+				t.Errorf("not ended; %q", p.out)
+			}
+		})
+	}
+}
+
+// docs/faults.md X2: allowed pings are not held against a peer because a busy
+// shard is swept late.
+func TestControlFramesLeakByTime(t *testing.T) {
+	for _, rate := range []int{1, 2, 3, 7, 10, 100} {
+		rng := rand.New(rand.NewPCG(2, uint64(rate)))
+		s := newSim(t, 1, Config{MaxControl: rate})
+		p := s.dial("/ws")
+		for next := s.time; next < time.Hour+5*time.Minute; {
+			next += time.Second / time.Duration(rate)
+			for s.time < next {
+				s.sweep(min(next-s.time, time.Duration(rng.Int64N(int64(stallAfter)))))
+			}
+			p.send(wstest.Ping("p"))
+			s.run()
+			if s.slot(p).state != stateOpen {
+				t.Fatalf("closed after %s of %d pings a second, the limit: %v", s.time-time.Hour, rate, p.frames())
+			}
+			p.out = nil
+		}
+	}
+}
+
+// docs/faults.md X7, K2: what arrived while the process stood still is not held
+// against a peer. A flood is, once as much time as the stop took is over.
+func TestBurstAfterAStopIsForgiven(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	p := s.dial("/ws")
+	for range 5 { // a healthy peer
+		s.sweep(sweepEvery)
+		p.send(wstest.Ping(""))
+		s.run()
+	}
+	s.time += 40 * time.Second // SIGSTOP
+	for range 400 {
+		p.send(wstest.Ping(strings.Repeat("p", 125)), wstest.Text(`{"id":1,"ping":{}}`))
+	}
+	s.run()
+	s.sweep(0)
+	if s.slot(p).state != stateOpen {
+		t.Fatalf("closed for what arrived during a stop: %v", p.frames())
+	}
+	for range maxAmnesty/sweepEvery + 1 {
+		s.sweep(sweepEvery)
+	}
+	for range 2*s.srv.cfg.MaxControl + 1 {
+		p.send(wstest.Ping(""))
+	}
+	s.run()
+	frames := p.frames()
+	if f := frames[len(frames)-1]; f.Op != ws.OpClose || f.CloseCode() != wire.ClosePolicy {
+		t.Errorf("a flood is answered with %v", f)
+	}
+}
+
+// docs/faults.md X7, K2: however ticks, stops and turns follow each other, the
+// server's clock does not go back, and one stop moves it by stallAfter at most.
+func TestServerClockStandsStillDuringAStop(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 7))
+	srv := &Server{}
+	now := time.Hour
+	srv.lastTick.Store(&tickTime{kernel: now})
+	last, lastNow := srv.stampAt(now), now
+	stops := 0
+	for range 10_000 {
+		d := time.Duration(rng.Int64N(int64(sweepEvery)))
+		if rng.IntN(10) == 0 { // stopped
+			d = time.Duration(rng.Int64N(int64(time.Hour)))
+			stops++
+		}
+		now += d
+		if rng.IntN(2) == 0 {
+			srv.passTick(now)
+		}
+		stamp := srv.stampAt(now)
+		if moved := stamp.since(last); moved < 0 || moved > min(now-lastNow, stallAfter)+stampUnit {
+			t.Fatalf("in %s the clock moved by %s", now-lastNow, moved)
+		}
+		last, lastNow = stamp, now
+	}
+	if stops == 0 {
+		t.Error("never stopped")
+	}
+}
+
+// docs/faults.md X2: one turn does not do all of a long inbox before it looks
+// at its connections.
+func TestLongInboxLeavesRoomForReads(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	p, q := s.dial("/ws"), s.dial("/ws")
+	const pushes = 20 * inboxSlice
+	for range pushes {
+		if _, err := s.srv.Push(t.Context(), Target{Conn: string(s.srv.ids.append(nil, p.ref))}, Message{Data: []byte("1")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q.send(wstest.Ping("now"))
+	s.srv.shards[0].ready.Store(true)
+	s.w.shard = s.srv.shards[0]
+	s.w.clock()
+	if !s.w.round() {
+		t.Error("nothing was left after one round")
+	}
+	if f := q.frames(); len(f) != 1 || f[0].Op != ws.OpPong {
+		t.Errorf("behind %d pushes a ping was answered with %v", pushes, f)
+	}
+	s.run()
+	if n := len(p.frames()); n != pushes {
+		t.Errorf("%d of %d pushes came", n, pushes)
+	}
+}
