@@ -103,8 +103,14 @@ compare: ## hold tocsin against the peers of loadtest/peers and write docs/compa
 	@go -C loadtest/peers run ./compare $(COMPARE)
 
 .PHONY: faults
-faults: ## run the fault tests at full size
-	@TOCSIN_FULL=1 go test -p 1 -count=1 -timeout 60m -run Fault ./...
+faults: ## run the tests that cite a row of docs/faults.md, at full size
+	@tests=$$(find . -name '*_test.go' -not -path '*/node_modules/*' -exec awk '
+		FNR == 1 { cites = 0 }
+		/^\/\// { if (/docs\/faults\.md/) cites = 1; next }
+		cites && match($$0, /^func (Test|Fuzz)[A-Za-z0-9_]*/) { print substr($$0, 6, RLENGTH - 5) }
+		{ cites = 0 }' {} +)
+	[ -n "$$tests" ] || { echo "no test cites docs/faults.md"; exit 1; }
+	TOCSIN_FULL=1 go test -p 1 -count=1 -timeout 60m -run "^($${tests//$$'\n'/|})\$$" ./...
 
 .PHONY: ci
 ci: ## everything that must be green, with go test's result lines last

@@ -272,9 +272,9 @@ func TestAnUnknownErrorIsLoggedAndNotTold(t *testing.T) {
 	}
 }
 
-// TestFaultP2BadBodies is rows P2 and P8: each is refused with 400 and a sentence that
-// names what is wrong, and none reaches the backend.
-func TestFaultP2BadBodies(t *testing.T) {
+// TestBadBodiesAreRefused: each is refused with 400 and a sentence that names
+// what is wrong, and none reaches the backend (docs/faults.md P2 and P8).
+func TestBadBodiesAreRefused(t *testing.T) {
 	deep := strings.Repeat("[", wire.MaxDepth) + strings.Repeat("]", wire.MaxDepth)
 	for _, c := range []struct{ path, body, words string }{
 		{"publish", `not json`, "not valid JSON"},
@@ -380,7 +380,9 @@ func (z *zeros) Read(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func TestFaultP2TooBig(t *testing.T) {
+// TestTooBigBodiesAreRefused before they are read to their end (docs/faults.md
+// P2).
+func TestTooBigBodiesAreRefused(t *testing.T) {
 	const limit = 1 << 10
 	b := &backend{}
 	h := New(b, Config{MaxPublish: limit})
@@ -430,9 +432,9 @@ func (c countedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestFaultP2AGibibyteIsNotRead is row P2 through net/http, which reads on after a
-// handler to keep a connection alive unless it is told not to.
-func TestFaultP2AGibibyteIsNotRead(t *testing.T) {
+// TestAGibibyteIsNotRead goes through net/http, which reads on after a handler
+// to keep a connection alive unless it is told not to (docs/faults.md P2).
+func TestAGibibyteIsNotRead(t *testing.T) {
 	srv := httptest.NewUnstartedServer(New(&backend{}, Config{}))
 	ln := &countedListener{Listener: srv.Listener}
 	srv.Listener = ln
@@ -457,9 +459,9 @@ func TestFaultP2AGibibyteIsNotRead(t *testing.T) {
 	}
 }
 
-// TestFaultP3SlowBodies is row P3: clients that never finish their body get 408, and
-// keep nobody else from publishing.
-func TestFaultP3SlowBodies(t *testing.T) {
+// TestSlowBodiesTimeOut: clients that never finish their body get 408, and keep
+// nobody else from publishing (docs/faults.md P3).
+func TestSlowBodiesTimeOut(t *testing.T) {
 	slow := full(200, 2000)
 	srv := httptest.NewServer(New(&backend{}, Config{BodyTimeout: time.Second}))
 	defer srv.Close()
@@ -528,8 +530,9 @@ func (b waiting) Broadcast(ctx context.Context, _ server.Message) (server.Receip
 	}
 }
 
-// TestFaultP1Keys is row P1.
-func TestFaultP1Keys(t *testing.T) {
+// TestKeysAreChecked: without the right key there is 401, whatever is asked for
+// (docs/faults.md P1).
+func TestKeysAreChecked(t *testing.T) {
 	b := &backend{}
 	h := New(b, Config{Keys: []string{"first", "second"}})
 	guarded := []ask{
@@ -579,9 +582,9 @@ func TestFaultP1Keys(t *testing.T) {
 	}
 }
 
-// TestFaultP10BrowsersAreRefused is row P10: nothing that a foreign page can make a
-// browser send is accepted, and no cookie is ever set.
-func TestFaultP10BrowsersAreRefused(t *testing.T) {
+// TestBrowsersAreRefused: nothing that a foreign page can make a browser send
+// is accepted, and no cookie is ever set (docs/faults.md P10).
+func TestBrowsersAreRefused(t *testing.T) {
 	b := &backend{}
 	h := New(b, Config{})
 	q := post("/api/broadcast", `{"data":1}`)
@@ -608,9 +611,9 @@ func TestFaultP10BrowsersAreRefused(t *testing.T) {
 	}
 }
 
-// TestFaultP6ReusedIDs is row P6 as far as it is the API's: each of 1,000 pairs of
-// one id and two bodies ends in 200 and 409.
-func TestFaultP6ReusedIDs(t *testing.T) {
+// TestReusedIDsConflict, as far as it is the API's: each of 1,000 pairs of one
+// id and two bodies ends in 200 and 409 (docs/faults.md P6).
+func TestReusedIDsConflict(t *testing.T) {
 	b := &once{backend: &backend{}, seen: make(map[string]string)}
 	h := New(b, Config{})
 	for i := range 1000 {
@@ -641,8 +644,9 @@ func (b *once) Broadcast(_ context.Context, m server.Message) (server.Receipt, e
 	return server.Receipt{ID: m.ID, Duplicate: ok}, nil
 }
 
-// TestFaultP4KeyRate is row P4's part that the API decides by itself.
-func TestFaultP4KeyRate(t *testing.T) {
+// TestRateOfAKeyIsLimited is the part of a publish flood that the API decides
+// by itself (docs/faults.md P4).
+func TestRateOfAKeyIsLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &backend{}
 		h := New(b, Config{Keys: []string{"a", "b"}, KeyRate: 10})

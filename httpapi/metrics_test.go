@@ -64,9 +64,9 @@ func TestMetricsKeepTheRules(t *testing.T) {
 	}
 }
 
-// TestFaultR10MetricsStaySmall is row R10: neither users nor topics nor what clients
-// choose becomes a label.
-func TestFaultR10MetricsStaySmall(t *testing.T) {
+// TestMetricsStaySmall: neither users nor topics nor what clients choose
+// becomes a label (docs/faults.md R10).
+func TestMetricsStaySmall(t *testing.T) {
 	many := full(20000, 1e6)
 	b := &backend{conns: make(map[string][]string, many)}
 	b.stats.Closes = make(map[server.CloseKind]uint64)

@@ -504,8 +504,8 @@ func TestDisconnect(t *testing.T) {
 	}
 }
 
-// FAULTS R9: one client has as many topics as it may and no more.
-func TestFaultR9(t *testing.T) {
+// One client has as many topics as it may and no more (docs/faults.md R9).
+func TestTopicsOfAConnectionAreLimited(t *testing.T) {
 	t.Parallel()
 	srv, addr := serve(t, server.Config{})
 	c, _ := joined(t, addr, "/ws?topics=t0,t1")
@@ -541,9 +541,9 @@ func TestFaultR9(t *testing.T) {
 
 func upgradeAt(path string) string { return wstest.Request("tocsin.test", path, sampleKey) }
 
-// FAULTS L7: a position that is garbage, foreign or of the future is answered
-// with where the topic is, and costs no more than another.
-func TestFaultL7(t *testing.T) {
+// A position that is garbage, foreign or of the future is answered with where
+// the topic is, and costs no more than another (docs/faults.md L7).
+func TestUnknownPositionsAreAnswered(t *testing.T) {
 	t.Parallel()
 	srv, addr := serve(t, server.Config{})
 	_, w := joined(t, addr, "/ws?topics=t")
@@ -587,9 +587,9 @@ func TestFaultL7(t *testing.T) {
 	c.WantNothing()
 }
 
-// FAULTS L6: a user has as many connections as allowed, counted exactly even
-// when they all come at once.
-func TestFaultL6(t *testing.T) {
+// A user has as many connections as allowed, counted exactly even when they all
+// come at once (docs/faults.md L6).
+func TestConnectionsOfAUserAreLimited(t *testing.T) {
 	t.Parallel()
 	const limit = 10
 	srv, addr := serve(t, server.Config{MaxUserConns: limit})

@@ -48,9 +48,10 @@ func (c *client) farewell() (messages int, retry int, code wire.CloseCode) {
 	}
 }
 
-// FAULTS D1, on sockets: each connection gets what was published, a time of its
-// own to come back, and a Close; those that ask now are turned away.
-func TestFaultD1(t *testing.T) {
+// Each connection of a server that drains gets what was published, a time of
+// its own to come back, and a Close; a client that connects meanwhile is turned
+// away (docs/faults.md D1).
+func TestDrainTellsEachClientWhenToComeBack(t *testing.T) {
 	parallel(t)
 	srv, addr := started(t, Config{Drain: time.Second, CloseTimeout: time.Second})
 	n := size(3000)
@@ -97,7 +98,7 @@ func TestFaultD1(t *testing.T) {
 	}
 }
 
-// FAULTS D1, on the clock: the closes are spread evenly over the drain.
+// On the clock: the closes are spread evenly over the drain (docs/faults.md D1).
 func TestDrainIsSpread(t *testing.T) {
 	const drain = 30 * time.Second
 	s := newSim(t, 1, Config{Shards: 8, Drain: drain, PingInterval: -1, CloseTimeout: time.Hour})
@@ -129,9 +130,9 @@ func TestDrainIsSpread(t *testing.T) {
 	}
 }
 
-// FAULTS D2: when the context ends, so does everything, whoever still reads,
-// talks or holds a hook.
-func TestFaultD2(t *testing.T) {
+// When the context of Shutdown ends, so does everything, whoever still reads,
+// talks or holds a hook (docs/faults.md D2).
+func TestShutdownEndsWithItsContext(t *testing.T) {
 	parallel(t)
 	release := make(chan struct{})
 	var held atomic.Int32
@@ -174,9 +175,9 @@ func TestFaultD2(t *testing.T) {
 	close(release)
 }
 
-// What starts fails whole, and says which knob.
-// FAULTS R1 among it.
-func TestFaultR1(t *testing.T) {
+// A server that cannot start starts nothing and names the setting
+// (docs/faults.md R1).
+func TestStartFailsWholeAndNamesTheSetting(t *testing.T) {
 	fds := openFDs()
 	for want, cfg := range map[string]Config{
 		"Config.Auth":         {},
@@ -192,7 +193,7 @@ func TestFaultR1(t *testing.T) {
 			t.Errorf("%v, want something about %s", err, want)
 		}
 	}
-	// FAULTS R1: limit, need and fix.
+	// docs/faults.md R1: limit, need and fix.
 	limit, _, _ := netpoll.RaiseDescriptorLimit()
 	_, err := New(Config{Dev: true, MaxConnections: 1_000_000_000})
 	for _, want := range []string{"max_connections 1000000000", "RLIMIT_NOFILE", fmt.Sprint(limit), "ulimit -Hn", fmt.Sprintf("set max_connections to %d", limit-reservedFDs)} {

@@ -110,9 +110,9 @@ func deaf(t *testing.T, addr, path string) *client {
 	return c
 }
 
-// B1: dead readers among others: each is cut with 3008 once its outbox is
-// full, the others miss nothing.
-func TestFaultB1(t *testing.T) {
+// Readers that have stopped are closed with 3008 once their outbox is full; the
+// others miss nothing (docs/faults.md B1).
+func TestDeadReadersAreCut(t *testing.T) {
 	parallel(t)
 	dead, good, messages := size(1000), size(1000), 200
 	srv, addr := started(t, Config{kernel: newLedger(), CloseTimeout: time.Second, MaxOutbox: 16 << 10})
@@ -154,8 +154,9 @@ func TestFaultB1(t *testing.T) {
 	}
 }
 
-// B2: when all are slow, the sum is bounded, and the longest go first.
-func TestFaultB2(t *testing.T) {
+// When all readers are slow, the sum of their outboxes is bounded and the
+// longest are cut first (docs/faults.md B2).
+func TestSumOfOutboxesIsBounded(t *testing.T) {
 	parallel(t)
 	const budget = 1 << 20
 	n := size(5000)
@@ -182,8 +183,9 @@ func TestFaultB2(t *testing.T) {
 	}
 }
 
-// B3: who reads a few bytes now and then makes progress, but too little.
-func TestFaultB3(t *testing.T) {
+// A reader that takes a few bytes now and then makes progress, but too little:
+// it is cut (docs/faults.md B3).
+func TestTricklingReadersAreCut(t *testing.T) {
 	parallel(t)
 	n := size(1000)
 	srv, addr := started(t, Config{kernel: newLedger(), CloseTimeout: time.Second, OutboxAge: 2 * time.Second})
@@ -221,9 +223,9 @@ func TestFaultB3(t *testing.T) {
 	}
 }
 
-// E1: descriptors are used again all the time, many ends are resets; nobody
-// gets what is for another.
-func TestFaultE1(t *testing.T) {
+// Descriptors are used again all the time and many ends are resets; nobody gets
+// what is for another (docs/faults.md E1).
+func TestReusedDescriptorsMixNothingUp(t *testing.T) {
 	parallel(t)
 	k := newLedger()
 	srv, addr := started(t, Config{kernel: k, CloseTimeout: time.Second})
@@ -267,8 +269,9 @@ func TestFaultE1(t *testing.T) {
 	}
 }
 
-// E2: whatever sizes they write in, nothing stays unread in the kernel.
-func TestFaultE2(t *testing.T) {
+// Whatever sizes peers write in, nothing stays unread in the kernel
+// (docs/faults.md E2).
+func TestNothingStaysUnread(t *testing.T) {
 	parallel(t)
 	k := newLedger()
 	n := size(1000)
@@ -299,8 +302,8 @@ func TestFaultE2(t *testing.T) {
 	eventually(t, "all to be read", func() bool { return k.unread() == 0 && got.Load() == want.Load() })
 }
 
-// E5: connections are spread evenly over the shards.
-func TestFaultE5(t *testing.T) {
+// Connections are spread evenly over the shards (docs/faults.md E5).
+func TestConnectionsAreSpreadOverShards(t *testing.T) {
 	srv, addr := started(t, Config{})
 	n := size(18_000)
 	end := child(t, "dial", addr, fmt.Sprint(n)) // in a process of its own, as descriptors are what counts
@@ -348,9 +351,10 @@ func dialer() {
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
-// E6: sends that are taken in part, from a socket of 4 KiB; readers parse
-// strictly, and an idle server is not woken by sockets that could be written.
-func TestFaultE6(t *testing.T) {
+// A socket with a buffer of 4 KiB takes sends in part. What its reader gets is
+// whole, and an idle server is not woken by sockets that could be written
+// (docs/faults.md E6).
+func TestPartialSendsAreFinished(t *testing.T) {
 	parallel(t)
 	srv, addr := started(t, Config{kernel: newLedger(), Shards: 4, MaxOutbox: 64 << 20, PingInterval: -1})
 	messages := size(20_000)
@@ -405,10 +409,10 @@ func (h errorsLogged) Handle(_ context.Context, r slog.Record) error {
 }
 func (errorsLogged) Enabled(context.Context, slog.Level) bool { return true }
 
-// E8: connections that everybody ends at
-// once: the peer, a timeout, Disconnect, the drain. Each is closed once,
-// nothing is an error.
-func TestFaultE8(t *testing.T) {
+// A connection that the peer, a timeout, Disconnect and the drain end at the
+// same moment is closed once, and nothing of it is an error (docs/faults.md
+// E8).
+func TestManyEndsCloseOnce(t *testing.T) {
 	parallel(t)
 	k := newLedger()
 	var errs atomic.Int64
@@ -471,8 +475,9 @@ func sum(m map[string]uint64) (n uint64) {
 	return n
 }
 
-// E11: threads do not follow connections, stalled ones neither.
-func TestFaultE11(t *testing.T) {
+// The number of threads does not grow with connections, stalled ones neither
+// (docs/faults.md E11).
+func TestThreadsDoNotFollowConnections(t *testing.T) {
 	threads := func() (n int) {
 		b, err := os.ReadFile("/proc/self/status")
 		if err != nil {
@@ -503,9 +508,9 @@ func TestFaultE11(t *testing.T) {
 	}
 }
 
-// E4: without descriptors, those who come are told so or wait, without a spin;
-// with descriptors again, they are served.
-func TestFaultE4(t *testing.T) {
+// Without free descriptors, new connections are refused or wait, and nothing
+// spins; once there are some, they are served (docs/faults.md E4).
+func TestOutOfDescriptors(t *testing.T) {
 	parallel(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
 	cmd.Env = append(os.Environ(), "TOCSIN_TEST_CHILD=fewfds")
@@ -579,7 +584,7 @@ func TestFaultE4(t *testing.T) {
 
 func init() { children["fewfds"], children["dial"] = fewFDs, dialer }
 
-// fewFDs is the server of E4: it can hold more connections than it has
+// fewFDs is the server of TestOutOfDescriptors: it can hold more connections than it has
 // descriptors for.
 func fewFDs() {
 	lim := syscall.Rlimit{Cur: 700, Max: 700}

@@ -22,8 +22,8 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// The faults of handshakes and frames, each named after its row. Tests that
-// measure memory run alone; the others side by side.
+// The faults of handshakes and frames (docs/faults.md). Tests that measure
+// memory run alone; the others side by side.
 
 // heap returns how many bytes are live.
 func heap() int64 {
@@ -46,8 +46,8 @@ func honest(t *testing.T, addr string, n int) {
 	}
 }
 
-// H1: a head that comes byte by byte.
-func TestFaultH1(t *testing.T) {
+// Heads that come byte by byte end with 408 (docs/faults.md H1).
+func TestSlowHeadsTimeOut(t *testing.T) {
 	n := pairs(10_000)
 	srv, addr := started(t, Config{HandshakeTimeout: time.Second})
 	fds := make([]int, n)
@@ -74,8 +74,9 @@ func TestFaultH1(t *testing.T) {
 	}
 }
 
-// H2: a connection without a word costs its slot, and not for long.
-func TestFaultH2(t *testing.T) {
+// A connection that says nothing costs its slot, and not for long
+// (docs/faults.md H2).
+func TestSilentConnectionsTimeOut(t *testing.T) {
 	n := size(15_000)
 	srv, addr := started(t, Config{HandshakeTimeout: 3 * time.Second})
 	honest(t, addr, 5)
@@ -92,13 +93,13 @@ func TestFaultH2(t *testing.T) {
 	})
 }
 
-// H3: a header line without end.
-func TestFaultH3(t *testing.T) {
+// A header line without end is refused at the limit (docs/faults.md H3).
+func TestEndlessHeaderLineIsRefused(t *testing.T) {
 	endlessHead(t, "GET /ws HTTP/1.1\r\nX: ", strings.Repeat("y", 1<<14))
 }
 
-// H4: header fields without end.
-func TestFaultH4(t *testing.T) {
+// Header fields without end are refused at the limit (docs/faults.md H4).
+func TestEndlessHeaderFieldsAreRefused(t *testing.T) {
 	endlessHead(t, "GET /ws HTTP/1.1\r\n", strings.Repeat("a: b\r\n", 1<<11))
 }
 
@@ -137,8 +138,9 @@ func endlessHead(t *testing.T, head, more string) {
 	honest(t, addr, 5)
 }
 
-// W1, the crowd: a declared length is a claim, nothing else.
-func TestFaultW1Crowd(t *testing.T) {
+// Thousands of peers that declare 64 KiB and send nothing cost next to nothing
+// (docs/faults.md W1).
+func TestDeclaredLengthsCostNothing(t *testing.T) {
 	n := size(5000)
 	srv, addr := started(t, Config{})
 	claim := wstest.Frame{Op: ws.OpText, Declared: 64 << 10}.Append(nil)
@@ -158,9 +160,9 @@ func TestFaultW1Crowd(t *testing.T) {
 	}
 }
 
-// W2: fragments without end, and a message larger than allowed in fragments
-// that are not.
-func TestFaultW2(t *testing.T) {
+// A message in fragments without end is closed, and so is one that grows over
+// the limit (docs/faults.md W2).
+func TestEndlessFragmentsAreClosed(t *testing.T) {
 	parallel(t)
 	_, addr := started(t, Config{})
 	empty := string(wstest.Encode(wstest.Frame{Op: ws.OpContinuation, More: true}))
@@ -186,8 +188,9 @@ func TestFaultW2(t *testing.T) {
 	honest(t, addr, 3)
 }
 
-// W3: half a frame and then nothing.
-func TestFaultW3(t *testing.T) {
+// A peer that sends half a frame and then nothing is closed with 1008
+// (docs/faults.md W3).
+func TestStalledMessagesAreClosed(t *testing.T) {
 	parallel(t)
 	n := pairs(10_000)
 	srv, addr := started(t, Config{MessageTimeout: 2 * time.Second})
@@ -208,8 +211,8 @@ func TestFaultW3(t *testing.T) {
 	}
 }
 
-// W11: a flood of pings is answered for a while, then closed.
-func TestFaultW11(t *testing.T) {
+// A flood of pings is answered for a while, then closed (docs/faults.md W11).
+func TestPingFloodIsClosed(t *testing.T) {
 	parallel(t)
 	srv, addr := started(t, Config{})
 	c := dial(t, addr, "/ws")
@@ -238,9 +241,9 @@ func TestFaultW11(t *testing.T) {
 	}
 }
 
-// W12: who is closed and stays, talks on, or only ends its own half, is gone
-// after CloseTimeout all the same.
-func TestFaultW12(t *testing.T) {
+// A peer that was sent a Close and stays, talks on, or only ends its own half,
+// is gone after CloseTimeout (docs/faults.md W12).
+func TestClosedPeersThatStayAreEnded(t *testing.T) {
 	parallel(t)
 	n := pairs(10_000)
 	srv, addr := started(t, Config{CloseTimeout: time.Second})
@@ -268,9 +271,9 @@ func TestFaultW12(t *testing.T) {
 	}
 }
 
-// W13, and W14 on sockets: many writers, one stream; what comes is whole and is what was
-// sent, though slow readers hold on to it.
-func TestFaultW13(t *testing.T) {
+// Many writers share one stream: what arrives is whole and is what was sent,
+// though slow readers hold on to it (docs/faults.md W13 and W14).
+func TestFramesOfManyWritersStayWhole(t *testing.T) {
 	parallel(t)
 	const writers, readers = 8, 10
 	each := size(10_000)
@@ -321,9 +324,9 @@ func TestFaultW13(t *testing.T) {
 	wg.Wait()
 }
 
-// R2: over the limit there is a 503 that says when to come back, and room is
-// taken again once there is some.
-func TestFaultR2(t *testing.T) {
+// Over the limit there is a 503 that says when to come back; room is taken
+// again once there is some (docs/faults.md R2).
+func TestFullServerTurnsAway(t *testing.T) {
 	parallel(t)
 	const limit = 50
 	n := size(10_000)
@@ -364,9 +367,9 @@ func TestFaultR2(t *testing.T) {
 	}
 }
 
-// E9: peers that are silent without a FIN are pinged, then closed with 3012;
-// those that answer stay.
-func TestFaultE9(t *testing.T) {
+// Peers that are silent without a FIN are pinged, then closed with 3012; those
+// that answer stay (docs/faults.md E9).
+func TestVanishedPeersAreClosed(t *testing.T) {
 	parallel(t)
 	n := size(5000)
 	srv, addr := started(t, Config{PingInterval: time.Second, PongTimeout: time.Second})
@@ -391,9 +394,9 @@ func TestFaultE9(t *testing.T) {
 	}
 }
 
-// W14: a message that many share, and slow readers keep for long, comes as it
-// was published.
-func TestFaultW14(t *testing.T) {
+// A message that many connections share, and that slow readers keep for long,
+// arrives as it was published (docs/faults.md W14).
+func TestSharedMessagesArriveUnchanged(t *testing.T) {
 	s := newSim(t, 14, Config{Shards: 2, MaxOutbox: 20_000, Overflow: []OverflowRule{{"", DropOldest}}, MaxControl: 100})
 	var peers []*peer
 	for range 8 {
@@ -436,8 +439,9 @@ func TestFaultW14(t *testing.T) {
 	}
 }
 
-// E7: resets in the middle of a broadcast harm nobody and are no errors.
-func TestFaultE7(t *testing.T) {
+// Resets in the middle of a broadcast harm nobody and are no errors
+// (docs/faults.md E7).
+func TestResetsDuringABroadcast(t *testing.T) {
 	parallel(t)
 	var errs atomic.Int64
 	srv, addr := started(t, Config{Logger: slog.New(errorsLogged{slog.DiscardHandler, &errs})})

@@ -99,9 +99,9 @@ func FuzzFrameStream(f *testing.F) {
 	})
 }
 
-// FAULTS W4: random valid messages, cut into frames and pieces at random, are
-// read as they were written.
-func TestFaultW4(t *testing.T) {
+// Random valid messages, cut into frames and pieces at random, are read as they
+// were written (docs/faults.md W4).
+func TestMessagesInPiecesAreReadAsWritten(t *testing.T) {
 	rng := rand.New(rand.NewPCG(4, 4))
 	for range size(10_000) {
 		var frames []wstest.Frame
@@ -201,9 +201,9 @@ func FuzzUTF8(f *testing.F) {
 	f.Fuzz(checkUTF8)
 }
 
-// FAULTS W6: random invalid sequences, split at random, fail at the first bad
-// byte.
-func TestFaultW6(t *testing.T) {
+// Random invalid sequences, split at random, fail at the first bad byte
+// (docs/faults.md W6).
+func TestInvalidUTF8FailsAtItsFirstBadByte(t *testing.T) {
 	rng := rand.New(rand.NewPCG(6, 6))
 	for range size(100_000) {
 		b := []byte(strings.Repeat("aé€😀", 1+rng.IntN(4)))
@@ -218,9 +218,9 @@ func TestFaultW6(t *testing.T) {
 	}
 }
 
-// FAULTS W1: a frame is judged by its header alone, which costs nothing,
-// whatever length it declares.
-func TestFaultW1(t *testing.T) {
+// A frame is judged by its header alone, which costs nothing, whatever length
+// it declares (docs/faults.md W1).
+func TestFrameIsJudgedByItsHeader(t *testing.T) {
 	cfg := Config{MaxMessage: 64 << 10, MaxFrames: 128}
 	for _, op := range []ws.OpCode{ws.OpText, ws.OpBinary, ws.OpPing} {
 		for bit := range 64 {
@@ -262,7 +262,7 @@ func TestContinuationIsJudgedByItsHeader(t *testing.T) {
 		}
 		for _, length := range lengths {
 			if length >= 1<<63 {
-				continue // TestFaultW1 has those
+				continue // TestFrameIsJudgedByItsHeader has those
 			}
 			var h half
 			first := wstest.Frame{Op: ws.OpBinary, Payload: make([]byte, had), More: true}.Append(nil)
@@ -284,7 +284,7 @@ func TestContinuationIsJudgedByItsHeader(t *testing.T) {
 	}
 }
 
-// FAULTS W2, at the parser: frames without end count, empty ones too.
+// The parser counts frames, empty ones too (docs/faults.md W2).
 func TestManyFragments(t *testing.T) {
 	cfg := Config{MaxMessage: 64 << 10, MaxFrames: 128}
 	var h half

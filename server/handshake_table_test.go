@@ -80,8 +80,8 @@ func refused(t *testing.T, addr, request string, size int, statuses ...int) *htt
 	return res
 }
 
-// FAULTS H6: a request with a body, or that another parser could think has
-// one, is never upgraded.
+// A request with a body, or that another parser could think has one, is never
+// upgraded (docs/faults.md H6).
 func TestHandshakeRefusesBodies(t *testing.T) {
 	addr := echoServer(t)
 	requests := map[string]string{
@@ -131,8 +131,8 @@ func TestHandshakeRefusesBodies(t *testing.T) {
 	}
 }
 
-// FAULTS H6: frames that a client sends without waiting for the 101 arrive,
-// once, in whatever pieces they come.
+// Frames that a client sends without waiting for the 101 arrive, once, in
+// whatever pieces they come (docs/faults.md H6).
 func TestHandshakeKeepsEarlyFrames(t *testing.T) {
 	addr := echoServer(t)
 	for i := range scale(1000) {
@@ -174,8 +174,8 @@ func TestHandshakeEverySplit(t *testing.T) {
 	c.WantClosed(wire.CloseNormal)
 }
 
-// FAULTS H7: what RFC 9112 and RFC 6455 section 4.2.1 do not allow, or what
-// two parsers could read differently.
+// What RFC 9112 and RFC 6455 section 4.2.1 do not allow is refused, and what
+// two parsers could read differently (docs/faults.md H7).
 func TestHandshakeRefusesMalformed(t *testing.T) {
 	const host, line = "Host: tocsin.test\r\n", "GET /ws HTTP/1.1\r\n"
 	addr := echoServer(t)
@@ -253,7 +253,7 @@ func TestHandshakeWantsUpgrade(t *testing.T) {
 	wantRefused(t, addr, "GET /ws HTTP/1.1\r\nHost: tocsin.test\r\n\r\n", http.StatusUpgradeRequired)
 }
 
-// FAULTS H8.
+// A key that is not 16 bytes in base64 is refused (docs/faults.md H8).
 func TestHandshakeRefusesKeys(t *testing.T) {
 	addr := echoServer(t)
 	const old = "Sec-WebSocket-Key: " + sampleKey
@@ -278,7 +278,7 @@ func TestHandshakeRefusesKeys(t *testing.T) {
 	}
 }
 
-// FAULTS H9.
+// Versions other than 13 get 426 and are told which it is (docs/faults.md H9).
 func TestHandshakeRefusesVersions(t *testing.T) {
 	addr := echoServer(t)
 	for _, version := range []string{"0", "7", "8", "12", "14", "255", "13, 8", "8, 13"} {
@@ -291,8 +291,8 @@ func TestHandshakeRefusesVersions(t *testing.T) {
 	}
 }
 
-// FAULTS H10: whatever else is asked for on the port gets an answer, and only
-// GET of the path an upgrade.
+// Whatever else is asked for on the port gets an answer, and only GET of the
+// path an upgrade (docs/faults.md H10).
 func TestHandshakePathsAndMethods(t *testing.T) {
 	addr := echoServer(t)
 	paths := []string{
@@ -344,8 +344,9 @@ func TestHandshakeOtherProtocols(t *testing.T) {
 	}
 }
 
-// FAULTS H3, H4: the head is bounded in its lines, their number and its size;
-// nothing under the bounds is refused, and nothing over them waited for.
+// The head is bounded in its lines, their number and its size; nothing under
+// the bounds is refused, and nothing over them waited for (docs/faults.md H3
+// and H4).
 func TestHandshakeHeadLimits(t *testing.T) {
 	addr := echoServer(t)
 	lineOf := func(n int) string { return "X-A: " + strings.Repeat("a", n-len("X-A: ")) }
@@ -397,7 +398,8 @@ func TestHandshakeHeadLimits(t *testing.T) {
 	}
 }
 
-// FAULTS H3, H4: a head that does not end is refused and not read to its end.
+// A head that does not end is refused and not read to its end (docs/faults.md
+// H3 and H4).
 func TestHandshakeEndlessHead(t *testing.T) {
 	addr := startServer(t, server.Config{Dev: true, CloseTimeout: 200 * time.Millisecond})
 	const start, most = "GET /ws HTTP/1.1\r\nHost: tocsin.test\r\nX-A:", 256 << 20
@@ -423,7 +425,8 @@ func TestHandshakeEndlessHead(t *testing.T) {
 	}
 }
 
-// FAULTS H5, and offers that nobody may echo.
+// Offers of subprotocols and extensions are read in one pass, and nothing is
+// answered that was not offered (docs/faults.md H5 and H14).
 func TestHandshakeProtocolOffers(t *testing.T) {
 	addr := echoServer(t)
 	for offer, want := range map[string]string{

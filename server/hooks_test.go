@@ -109,9 +109,9 @@ func (l *hookLog) of(id string) []string {
 	return slices.Clone(l.calls[id])
 }
 
-// Hooks of one connection run one at a time and in order: OnOpen, a message
-// each, OnClose; and a panic ends that connection alone (FAULTS W15).
-func TestFaultW15(t *testing.T) {
+// Hooks of one connection run one at a time and in order: OnOpen, one call a
+// message, OnClose. A panic ends that connection alone (docs/faults.md W15).
+func TestHooksRunInOrderAndAPanicEndsOne(t *testing.T) {
 	t.Parallel()
 	log := hookLog{calls: map[string][]string{}, running: map[string]bool{}}
 	srv, addr := serve(t, server.Config{
@@ -187,9 +187,9 @@ func TestAuthPanics(t *testing.T) {
 	}
 }
 
-// FAULTS B5: hooks that do not return hold up their own connections, not
-// others; with the pool full, reading pauses and nothing is lost.
-func TestFaultB5(t *testing.T) {
+// Hooks that do not return hold up their own connections, not others; with the
+// pool full, reading pauses and nothing is lost (docs/faults.md B5).
+func TestSlowHooksHoldUpNobodyElse(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	var blocked atomic.Int32

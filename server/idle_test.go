@@ -97,10 +97,10 @@ var deadlines = []deadline{
 	},
 }
 
-// FAULTS K5: whatever the clock says and however far apart the sweeps are, each
-// timeout strikes in the first sweep that is late enough and in none before,
-// across the wrap of the stamps too.
-func TestFaultK5(t *testing.T) {
+// Whatever the clock says and however far apart the sweeps are, each timeout
+// strikes in the first sweep that is late enough and in none before, across the
+// wrap of the stamps too (docs/faults.md K5).
+func TestTimeoutsStrikeInTheFirstLateSweep(t *testing.T) {
 	for _, d := range deadlines {
 		t.Run(d.name, func(t *testing.T) {
 			for seed := range uint64(size(300)) {
@@ -136,9 +136,9 @@ func TestFaultK5(t *testing.T) {
 	}
 }
 
-// FAULTS L5: a pong that has arrived counts, even if its shard has not heard
-// of it when the sweep comes.
-func TestFaultL5(t *testing.T) {
+// A pong that has arrived counts, even if its shard has not read it when the
+// sweep comes (docs/faults.md L5).
+func TestPongThatHasArrivedCounts(t *testing.T) {
 	s := newSim(t, 1, Config{})
 	cfg := &s.srv.cfg
 	p := s.dial("/ws")
@@ -227,9 +227,9 @@ func started(t *testing.T, cfg Config) (srv *Server, addr string) {
 	return srv, ln.Addr().String()
 }
 
-// FAULTS K1 and K2: when the clock jumps, or the process did not run, nobody
-// is cut, not even by a sweep that comes before the ticker knows.
-func TestFaultK1(t *testing.T) {
+// When the clock jumps, or the process did not run, nobody is cut, not even by
+// a sweep that comes before the ticker knows (docs/faults.md K1 and K2).
+func TestClockJumpsCutNobody(t *testing.T) {
 	parallel(t)
 	k := &jumpKernel{kernel: system{start: time.Now()}}
 	srv, addr := started(t, Config{kernel: k, PingInterval: time.Second, PongTimeout: time.Second})

@@ -188,9 +188,9 @@ func TestOutboxAllocatesNothing(t *testing.T) {
 	}
 }
 
-// FAULTS B7: a pong does not queue behind data, only behind the frame that
-// has begun to leave.
-func TestFaultB7(t *testing.T) {
+// A pong does not queue behind data, only behind the frame that has begun to
+// leave (docs/faults.md B7).
+func TestPongDoesNotQueueBehindData(t *testing.T) {
 	s := newSim(t, 1, Config{MaxOutbox: 1 << 20})
 	p := s.dial("/ws?topics=big")
 	p.drain(1000)

@@ -238,9 +238,9 @@ func simulate(t *testing.T, seed uint64) {
 	}
 }
 
-// FAULTS E12: a wait that is interrupted is repeated; one that fails ends the
-// process, loudly.
-func TestFaultE12(t *testing.T) {
+// A wait that is interrupted is repeated; one that fails ends the process,
+// loudly (docs/faults.md E12).
+func TestEpollWaitErrorsAreHandled(t *testing.T) {
 	s := newSim(t, 1, Config{})
 	var fatal []error
 	s.srv.cfg.onFatal = func(err error) { fatal = append(fatal, err) }
@@ -260,9 +260,9 @@ func TestFaultE12(t *testing.T) {
 	}
 }
 
-// FAULTS E3: a connection that always has more to read has its share of a
-// round and no more.
-func TestFaultE3(t *testing.T) {
+// A connection that always has more to read has its share of a round and no
+// more (docs/faults.md E3).
+func TestBusyConnectionHasItsShareAndNoMore(t *testing.T) {
 	s := newSim(t, 1, Config{MaxMessage: 1 << 30, MaxControl: 100})
 	flood, idle := s.dial("/ws"), s.dial("/ws")
 	flood.send(wstest.Frame{Op: ws.OpBinary, Declared: 1 << 29})
@@ -281,9 +281,9 @@ func TestFaultE3(t *testing.T) {
 	}
 }
 
-// FAULTS B6: a message is encoded once; one more subscriber costs no
-// allocation.
-func TestFaultB6(t *testing.T) {
+// A message is encoded once; one more subscriber costs no allocation
+// (docs/faults.md B6).
+func TestMessageIsEncodedOnce(t *testing.T) {
 	cost := func(subscribers int) float64 {
 		s := newSim(t, 1, Config{})
 		for range subscribers {
@@ -305,7 +305,7 @@ func TestFaultB6(t *testing.T) {
 	}
 }
 
-// Law 9: no allocation for a delivery or for an inbound frame.
+// No delivery and no inbound frame allocates (docs/design.md law 9).
 func TestNothingAllocates(t *testing.T) {
 	s := newSim(t, 1, Config{MaxControl: 100})
 	p := s.dial("/ws?topics=a")

@@ -378,9 +378,9 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// TestFaultD2SecondSignal is row D2; while the first waits, /readyz says so and
-// clients are still served.
-func TestFaultD2SecondSignal(t *testing.T) {
+// TestSecondSignalExitsAtOnce (docs/faults.md D2). While the first waits,
+// /readyz says so and clients are still served.
+func TestSecondSignalExitsAtOnce(t *testing.T) {
 	p := serve(t, "--dev", "--drain-delay=1h")
 	connect(t, p.ws)
 	p.signal(t, syscall.SIGTERM)
@@ -419,9 +419,9 @@ func TestStandardOutput(t *testing.T) {
 	}
 }
 
-// TestFaultR1DescriptorLimit is row R1 from outside: the soft limit is raised to the
-// hard one, and a max-connections beyond that is refused with all numbers.
-func TestFaultR1DescriptorLimit(t *testing.T) {
+// TestDescriptorLimitIsRaised from the soft limit to the hard one; a
+// max-connections beyond that is refused with all numbers (docs/faults.md R1).
+func TestDescriptorLimitIsRaised(t *testing.T) {
 	script := `ulimit -Sn 100; ulimit -Hn 400; exec "$0" "$@"`
 	limited := func(args ...string) *exec.Cmd {
 		cmd := exec.Command("sh", append([]string{"-c", script, os.Args[0], "serve", "--dev", "--listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"}, args...)...)
