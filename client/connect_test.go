@@ -185,6 +185,7 @@ func TestNoReconnect(t *testing.T) {
 	})
 }
 
+// Waits are random below a ceiling that doubles (docs/faults.md L2).
 func TestBackoff(t *testing.T) {
 	c := &Client{opt: Options{}.withDefaults()}
 	for attempt, want := range []time.Duration{500, 1000, 2000, 4000, 8000, 16000, 30000, 30000} {

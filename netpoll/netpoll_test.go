@@ -423,6 +423,8 @@ func wantTaken(t *testing.T, fd int, client net.Conn, tcp bool) {
 	}
 }
 
+// A taken connection is ours, and has the options that bound how long its peer
+// may acknowledge nothing (docs/faults.md B4).
 func TestTakeConn(t *testing.T) {
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {

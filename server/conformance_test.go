@@ -486,7 +486,7 @@ func section10() (cs cases) {
 
 // TestConformance plays sections 1–7, 9 and 10 of the Autobahn test suite. All
 // verdicts are strict: what the suite calls non-strict or informational fails
-// here.
+// here (docs/faults.md W5 and W9).
 func TestConformance(t *testing.T) {
 	var all cases
 	for _, s := range []struct {
@@ -528,7 +528,7 @@ func TestConformance(t *testing.T) {
 // TestReceivedCloseCodes has codes judged as RFC 6455 section 7.4 says: a
 // valid one comes back, any other is a protocol error. All 65,536 in the long
 // run, the edges of the ranges and every 97th otherwise; wire tests the
-// verdict itself for all.
+// verdict itself for all (docs/faults.md W7).
 func TestReceivedCloseCodes(t *testing.T) {
 	addr := echoServer(t)
 	edges := map[int]bool{}

@@ -10,12 +10,14 @@ import (
 	"unsafe"
 )
 
+// What a connection needs of time and state is in its slot (docs/faults.md E10).
 func TestSlotIsOneCacheLine(t *testing.T) {
 	if n := unsafe.Sizeof(conn{}); n != 64 {
 		t.Errorf("a slot has %d bytes", n)
 	}
 }
 
+// A connection id cannot be made up, nor written in two ways (docs/faults.md A9).
 func TestIDs(t *testing.T) {
 	id := newIDs()
 	roundTrip := func(r uint64, prefix []byte) bool {

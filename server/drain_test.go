@@ -175,8 +175,8 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 	close(release)
 }
 
-// A server that cannot start starts nothing and names the setting
-// (docs/faults.md R1).
+// A server that cannot start starts nothing and names the setting; without Auth
+// and Dev it does not start (docs/faults.md R1 and A10).
 func TestStartFailsWholeAndNamesTheSetting(t *testing.T) {
 	fds := openFDs()
 	for want, cfg := range map[string]Config{

@@ -7,6 +7,8 @@ import (
 	"unicode/utf8"
 )
 
+// Names have no spaces and no control characters, and $ is reserved
+// (docs/faults.md A8).
 func TestNames(t *testing.T) {
 	for _, c := range []struct {
 		name        string
@@ -67,6 +69,7 @@ func wantName(t *testing.T, check, name string, asString, asBytes *Error, ok boo
 	}
 }
 
+// FuzzTopic holds the checks against a plain model (docs/faults.md A8).
 func FuzzTopic(f *testing.F) {
 	for _, name := range []string{
 		"", "news", "$user", "a b", "a\x00", "é", "\xff", "\ufffd", "\u00a0", "\u2029",

@@ -316,7 +316,7 @@ func TestDevelopment(t *testing.T) {
 }
 
 // TestTokensLetIn: with a key, clients need a token and backends the key, and
-// neither is ever logged.
+// neither is ever logged (docs/faults.md H15).
 func TestTokensLetIn(t *testing.T) {
 	const key = "0123456789abcdef0123456789abcdef"
 	p := serve(t, "--api-key", key, "--log-level=debug")

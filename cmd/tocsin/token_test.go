@@ -25,6 +25,8 @@ func signed(t *testing.T, method jwt.SigningMethod, key any, claims jwt.MapClaim
 	return token
 }
 
+// TestTokens wants only what one of the keys has signed, for a user, and for a
+// time that is not over (docs/faults.md A1, A3, A4 and K3).
 func TestTokens(t *testing.T) {
 	now := time.Now()
 	in := func(d time.Duration) int64 { return now.Add(d).Unix() }
@@ -98,7 +100,7 @@ func TestWhereTokensAreGiven(t *testing.T) {
 }
 
 // FuzzToken: nobody comes in without a signature that crypto/hmac makes of the
-// same bytes with one of the keys.
+// same bytes with one of the keys (docs/faults.md A1).
 func FuzzToken(f *testing.F) {
 	good, err := testKeys.sign("42", 20*365*24*time.Hour)
 	if err != nil {
