@@ -7,16 +7,18 @@ import "context"
 // nodes implements the same methods.
 type Bus interface {
 	// Publish numbers a message and has every node with subscribers of its
-	// topic deliver it. It returns an error that wraps [ErrNobody] if it knows
-	// that there are none. Any goroutine calls it; it may block until ctx ends.
+	// topic deliver it. The zero Position is for a topic that has no numbering,
+	// because nobody is subscribed. Any goroutine calls it; it may block until
+	// ctx ends.
 	Publish(ctx context.Context, p Publication) (Position, error)
 	// Subscribe is called when the first subscriber of topic on this node
-	// joins. From then on deliver is called for the topic's messages, one at a
+	// joins, unless the topic lingers. From then on deliver is called for the topic's messages, one at a
 	// time and in the order of their seq, until Unsubscribe has returned.
 	// deliver does not block and does not call the bus; it is the same
 	// function for every topic.
 	Subscribe(topic string, deliver func(p Publication, at Position)) error
-	// Unsubscribe is called when the last subscriber on this node has left.
+	// Unsubscribe is called Config.TopicLinger after the last subscriber on this
+	// node has left.
 	Unsubscribe(topic string)
 	// Close ends the bus; deliver is not called after it has returned.
 	Close() error

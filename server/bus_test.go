@@ -106,7 +106,7 @@ func TestBus(t *testing.T) {
 			// A topic without a subscriber here.
 			for range n {
 				_, err := srv.Publish(t.Context(), "elsewhere", server.Message{Data: []byte("1"), Wait: server.WaitSent})
-				if bus == nil != errors.Is(err, server.ErrNobody) || bus != nil && err != nil {
+				if err != nil {
 					t.Fatal(err)
 				}
 			}

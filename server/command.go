@@ -216,7 +216,7 @@ func (w *worker) publish(c *conn, cmd *wire.Command) {
 		w.call(c, func() {
 			receipt, err = srv.Publish(context.Background(), topic, m)
 		}, func(w *worker, c *conn) {
-			if err != nil && !errors.Is(err, ErrNobody) {
+			if err != nil {
 				w.replyError(id, &wire.Error{Code: publishErrorCode(err), Message: err.Error()})
 				return
 			}

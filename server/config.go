@@ -54,6 +54,14 @@ type Config struct {
 	// the longest matching prefix wins. Default: [Disconnect] for all.
 	Overflow []OverflowRule
 
+	// TopicLinger is for how long the numbering of a topic goes on after its last
+	// subscriber has left, so that one who comes back is told the truth about
+	// what was missed. Default two minutes; negative: not at all.
+	TopicLinger time.Duration
+	// LingerBudget bounds the bytes of topics that linger; over it those that
+	// linger longest are forgotten. Default 32 MiB, about 180,000 topics.
+	LingerBudget int64
+
 	// Shards is how many groups connections are served in. Default 4 × GOMAXPROCS.
 	Shards int
 	// Workers is how many shards are served at once. Default GOMAXPROCS.
@@ -148,6 +156,8 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.MaxPublish, c.MaxMessage)
 	setDefault(&c.OutboxBudget, memoryLimit()/4)
 	setDefault(&c.PublishBudget, 64<<20)
+	setDefault(&c.TopicLinger, 2*time.Minute)
+	setDefault(&c.LingerBudget, 32<<20)
 	setDefault(&c.HandshakeTimeout, 5*time.Second)
 	setDefault(&c.AuthTimeout, 8*time.Second)
 	setDefault(&c.MessageTimeout, 10*time.Second)
@@ -203,6 +213,7 @@ func (c *Config) check() error {
 		{"MaxPublish", int64(c.MaxPublish), 1 << 30},
 		{"OutboxBudget", c.OutboxBudget, 1 << 50},
 		{"PublishBudget", c.PublishBudget, 1 << 50},
+		{"LingerBudget", c.LingerBudget, 1 << 50},
 		{"HandshakeTimeout", int64(c.HandshakeTimeout), int64(maxTimeout)},
 		{"AuthTimeout", int64(c.AuthTimeout), int64(maxTimeout)},
 		{"MessageTimeout", int64(c.MessageTimeout), int64(maxTimeout)},
@@ -218,6 +229,9 @@ func (c *Config) check() error {
 	}
 	if c.PingInterval > maxTimeout {
 		return fmt.Errorf("server: Config.PingInterval is %s, the most is %s", c.PingInterval, maxTimeout)
+	}
+	if c.TopicLinger > maxTimeout {
+		return fmt.Errorf("server: Config.TopicLinger is %s, the most is %s", c.TopicLinger, maxTimeout)
 	}
 	if !strings.HasPrefix(c.Path, "/") {
 		return fmt.Errorf("server: Config.Path is %q, it must start with /", c.Path)

@@ -25,10 +25,10 @@ func Example() {
 	}
 	go func() { log.Println(srv.Serve(ln)) }() // clients: ws://…/ws?topics=news
 
-	_, err = srv.Publish(context.Background(), "news", server.Message{Data: []byte(`{"hi":1}`)})
-	fmt.Println(err)
+	receipt, err := srv.Publish(context.Background(), "news", server.Message{Data: []byte(`{"hi":1}`)})
+	fmt.Println(receipt.Subscribers, err)
 	fmt.Println(srv.Shutdown(context.Background()))
 	// Output:
-	// publish: server: nobody there: topic "news" has no subscriber
+	// 0 <nil>
 	// <nil>
 }

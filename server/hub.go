@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"unsafe"
 
@@ -23,13 +22,16 @@ type hub struct {
 	bus    Bus
 	srv    *Server
 
+	lingering [64]lingering // beside each stripe of topics; guarded by that stripe
+	lingers   lingerTotals
+
 	subscriptions atomic.Int64
 	raw           atomic.Int64 // connections that want raw frames
 }
 
-// topic is a topic with subscribers. It is forgotten with its last one, and
-// begun anew it has another epoch. All of it is guarded by its stripe of the
-// topic index, but for the name.
+// topic is a topic with subscribers. Without any it lingers for a while; begun
+// anew after that it has another epoch. All of it is guarded by its stripe of
+// the topic index, but for the name.
 type topic struct {
 	name  string // static
 	seq   uint64
@@ -94,8 +96,10 @@ func (h *hub) join(s *shard, name string, begin func(*subset, wire.Position) ite
 	var t *topic
 	if at := st.find(name); at != nil {
 		t = *at
+	} else if t = h.reviveLocked(name); t != nil {
+		st.insert(t)
 	} else {
-		t = &topic{name: strings.Clone(name), born: h.epochs.Add(1)}
+		t = h.newTopic(name)
 		if err := h.bus.Subscribe(t.name, h.deliver); err != nil {
 			return nil, fmt.Errorf("subscribe to %q: %w", t.name, err)
 		}
@@ -143,7 +147,7 @@ func (h *hub) leave(sub *subset) {
 	}
 	if t.n == 0 {
 		st.remove(t.name)
-		h.bus.Unsubscribe(t.name)
+		h.lingerLocked(t)
 	}
 }
 
@@ -209,18 +213,34 @@ func (h *hub) devices(dst []ref, user string) []ref {
 func (h *hub) deliver(p Publication, at Position) {
 	st := h.topics.stripe(p.Topic)
 	st.mu.Lock()
-	if e := st.find(p.Topic); e != nil {
-		t := *e
-		t.seq, t.epoch = at.Seq, &at.Epoch
-		h.deliverLocked(t, p, at.Seq)
+	defer st.mu.Unlock()
+	t := h.findLocked(st, p.Topic)
+	if t == nil {
+		return
 	}
-	st.mu.Unlock()
+	t.seq, t.epoch = at.Seq, &at.Epoch
+	h.deliverLocked(t, p, at.Seq)
+}
+
+// findLocked returns the topic of that name, with subscribers or lingering,
+// nil if it is neither. The caller holds its stripe.
+func (h *hub) findLocked(st *stripe[*topic], name string) *topic {
+	if at := st.find(name); at != nil {
+		return *at
+	}
+	if l := h.lingeringOf(name).find(name); l != nil {
+		return &l.topic
+	}
+	return nil
 }
 
 // deliverLocked encodes p and appends it to the inbox of every shard with a
 // subscriber. This is where the order of a topic is decided: the caller holds
 // its stripe.
 func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
+	if t.n == 0 {
+		return // it lingers
+	}
 	m := p.out
 	if m == nil || m.taken.Swap(true) {
 		m = h.srv.newMessage(&p.Message)
@@ -271,11 +291,10 @@ func (b localBus) Publish(_ context.Context, p Publication) (Position, error) {
 	st := h.topics.stripe(p.Topic)
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	at := st.find(p.Topic)
-	if at == nil {
-		return Position{}, fmt.Errorf("%w: topic %q has no subscriber", ErrNobody, p.Topic)
+	t := h.findLocked(st, p.Topic)
+	if t == nil { // nobody is there, nor was a moment ago: it has no numbering
+		return Position{}, nil
 	}
-	t := *at
 	t.seq++
 	h.deliverLocked(t, p, t.seq)
 	return Position(h.position(t)), nil

@@ -67,6 +67,7 @@ func (srv *Server) runTicker(stop <-chan struct{}) {
 		if sweep {
 			next = now + sweepEvery
 			srv.once.forget(now)
+			srv.hub.forget(now)
 		}
 		wait := next - now
 		for _, s := range srv.shards {

@@ -37,8 +37,11 @@ func newIndex[E named]() *index[E] {
 
 // stripe returns the stripe that name belongs to.
 func (x *index[E]) stripe(name string) *stripe[E] {
-	return &x.stripes[maphash.String(x.seed, name)>>58]
+	return &x.stripes[x.number(name)]
 }
+
+// number is which stripe name belongs to.
+func (x *index[E]) number(name string) int { return int(maphash.String(x.seed, name) >> 58) }
 
 // len counts all entries.
 func (x *index[E]) len() (n int) {

@@ -19,6 +19,7 @@ type Stats struct {
 	Handshaking   int // accepted and not yet upgraded
 	Users         int // distinct users with a connection
 	Topics        int // topics with a subscriber
+	Lingering     int // topics whose last subscriber left less than Config.TopicLinger ago
 	Subscriptions int
 	Capacity      int // connections that MaxConnections allows
 	Draining      bool
@@ -37,10 +38,12 @@ type Stats struct {
 	FramesIn         uint64
 	BytesIn          uint64
 	PingsSent        uint64
+	LingerEvictions  uint64 // topics forgotten before their time, for Config.LingerBudget
 	StaleEvents      uint64 // readiness or inbox entries for a connection that was gone
 
 	OutboxBytes   int64 // waiting for all connections
 	PublishBytes  int64 // published and not yet walked
+	LingerBytes   int64 // of topics that linger
 	HooksQueued   int   // hook calls waiting for a worker
 	ShardMin      int   // connections of the emptiest shard
 	ShardMax      int   // and of the fullest
@@ -208,6 +211,8 @@ func (srv *Server) Stats() Stats {
 		Handshaking:      int(srv.handshaking.Load()),
 		Users:            srv.hub.users.len(),
 		Topics:           srv.hub.topics.len(),
+		Lingering:        int(srv.hub.lingers.topics.Load()),
+		LingerEvictions:  srv.hub.lingers.evicted.Load(),
 		Subscriptions:    int(srv.hub.subscriptions.Load()),
 		Capacity:         srv.capacity,
 		Draining:         srv.draining.Load(),
@@ -219,6 +224,7 @@ func (srv *Server) Stats() Stats {
 		HookPanics:       st.hookPanics.Load(),
 		OutboxBytes:      srv.outboxBytes.Load(),
 		PublishBytes:     srv.publishBytes.Load(),
+		LingerBytes:      srv.hub.lingers.bytes.Load(),
 		HooksQueued:      srv.hooks.Queued(),
 		FanoutSeconds:    st.fanout.snapshot(),
 		TurnSeconds:      st.turn.snapshot(),

@@ -1,0 +1,199 @@
+//go:build linux
+
+package server
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// subscribe has p subscribe to a topic after a position, and returns the
+// answer and the gap behind it, if there is one.
+func (p *peer) subscribe(topic string, after wire.Position) (ok wire.Position, recovered bool, gap *wire.Gap) {
+	p.s.t.Helper()
+	p.send(wstest.Text(fmt.Sprintf(`{"id":1,"subscribe":{"topic":%q,"after":%d,"epoch":%q}}`, topic, after.Seq, after.Epoch)))
+	p.s.run()
+	for i, f := range p.frames() {
+		e, err := wire.ParseEvent(f.Payload)
+		switch {
+		case err == nil && i == 0 && e.OK != nil && e.OK.Recovered != nil:
+			ok, recovered = wire.Position{Seq: e.OK.Seq, Epoch: e.OK.Epoch}, *e.OK.Recovered
+		case err == nil && i == 1 && e.Gap != nil:
+			gap = e.Gap
+		default:
+			p.s.t.Fatalf("answer %d: %v: %v", i, err, f)
+		}
+	}
+	return ok, recovered, gap
+}
+
+func (s *sim) topic(name string) wire.Position {
+	at, _, _ := s.srv.Topic(name)
+	return wire.Position(at)
+}
+
+// docs/faults.md X18: the only subscriber of a topic comes back to it and is
+// told what is true: nothing was missed, or how much.
+func TestOnlySubscriberComesBack(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	p := s.dial("/ws?topics=mine")
+	s.publish("mine", Message{Data: []byte("1")})
+	before := s.topic("mine")
+	if before.Seq != 1 || before.Epoch == "" {
+		t.Fatalf("at %+v", before)
+	}
+	p.hangUp()
+	s.run()
+	if st := s.srv.Stats(); st.Topics != 0 || st.Lingering != 1 {
+		t.Fatalf("%d topics, %d lingering", st.Topics, st.Lingering)
+	}
+	s.pass(2*time.Minute - time.Second)
+
+	p = s.dial("/ws")
+	if at, recovered, gap := p.subscribe("mine", before); at != before || !recovered || gap != nil {
+		t.Errorf("back at %+v: recovered %v, gap %+v", at, recovered, gap)
+	}
+	p.hangUp()
+	s.run()
+	for i := range 3 {
+		s.publish("mine", Message{Data: fmt.Append(nil, i)})
+	}
+	p = s.dial("/ws")
+	want := wire.Gap{Topic: "mine", Epoch: before.Epoch, From: 2, To: 4, Reason: "retention"}
+	if at, recovered, gap := p.subscribe("mine", before); at.Seq != 4 || recovered || gap == nil || *gap != want {
+		t.Errorf("back at %+v: recovered %v, gap %+v, want %+v", at, recovered, gap, want)
+	}
+	s.publish("mine", Message{Data: []byte("5")})
+	if got, _ := p.data(); !slices.Equal(got, []string{"5"}) {
+		t.Errorf("got %v", got)
+	}
+	p.hangUp()
+	s.run()
+	s.pass(2*time.Minute + time.Second)
+	p = s.dial("/ws")
+	if at, recovered, gap := p.subscribe("mine", before); at.Epoch == before.Epoch || at.Seq != 0 || recovered || gap == nil || gap.Reason != "epoch" {
+		t.Errorf("after the linger at %+v: recovered %v, gap %+v", at, recovered, gap)
+	}
+	if st := s.srv.Stats(); st.Lingering != 0 || st.LingerBytes != 0 || st.LingerEvictions != 0 {
+		t.Errorf("left behind: %d lingering, %d bytes, %d evicted", st.Lingering, st.LingerBytes, st.LingerEvictions)
+	}
+}
+
+// pass lets d pass, with the ticker's look at what lingers.
+func (s *sim) pass(d time.Duration) {
+	s.time += d
+	s.srv.hub.forget(s.time)
+}
+
+// Topics that linger have a budget in bytes; over it those that linger longest
+// are forgotten first, and counted.
+func TestLingeringTopicsHaveABudget(t *testing.T) {
+	const topics, share = 2000, 1000
+	s := newSim(t, 1, Config{LingerBudget: 64 * share, MaxTopics: topics})
+	p := s.dial("/ws")
+	name := func(i int) string { return fmt.Sprint(i, strings.Repeat("x", 200)) }
+	for i := range topics {
+		p.send(wstest.Text(fmt.Sprintf(`{"id":1,"subscribe":{"topic":%q}}`, name(i))))
+		p.send(wstest.Text(fmt.Sprintf(`{"id":2,"unsubscribe":{"topic":%q}}`, name(i))))
+		s.run()
+		p.frames()
+		if n := s.srv.Stats().LingerBytes; n > 64*share {
+			t.Fatalf("%d bytes linger, the budget is %d", n, 64*share)
+		}
+	}
+	st := s.srv.Stats()
+	if st.Lingering == 0 || st.LingerEvictions != topics-uint64(st.Lingering) {
+		t.Errorf("%d of %d linger, %d were evicted", st.Lingering, topics, st.LingerEvictions)
+	}
+	oldest, newest := -1, -1
+	for i := range topics {
+		if s.topic(name(i)).Epoch != "" {
+			if newest = i; oldest < 0 {
+				oldest = i
+			}
+		}
+	}
+	if newest != topics-1 || oldest < topics/2 {
+		t.Errorf("from %d to %d of %d linger", oldest, newest, topics)
+	}
+}
+
+// A topic that is left and joined again and again is one that lingers, whatever
+// the order, and its numbering is never lost.
+func TestLingeringIsExact(t *testing.T) {
+	s := newSim(t, 3, Config{})
+	p := s.dial("/ws")
+	type state struct {
+		on    bool
+		seq   uint64
+		epoch string
+		left  time.Duration
+	}
+	model := map[string]*state{}
+	for range 5000 {
+		name := fmt.Sprint("t", s.rng.IntN(20))
+		m := model[name]
+		if m == nil {
+			m = &state{}
+			model[name] = m
+		}
+		if !m.on && m.epoch != "" && s.time-m.left >= s.srv.cfg.TopicLinger {
+			m.seq, m.epoch = 0, ""
+		}
+		switch s.rng.IntN(4) {
+		case 0:
+			s.publish(name, Message{Data: []byte("1")})
+			if m.epoch != "" {
+				m.seq++
+			}
+		case 1:
+			if len(s.slot(p).subs) > 0 && !m.on && s.slot(p).countSubs() < 100 {
+				p.send(wstest.Text(fmt.Sprintf(`{"id":1,"subscribe":{"topic":%q}}`, name)))
+				s.run()
+				m.on = true
+				if at := s.topic(name); m.epoch == "" {
+					m.epoch = at.Epoch
+				}
+			}
+		case 2:
+			if m.on {
+				p.send(wstest.Text(fmt.Sprintf(`{"id":1,"unsubscribe":{"topic":%q}}`, name)))
+				s.run()
+				m.on, m.left = false, s.time
+			}
+		case 3:
+			s.pass(time.Duration(s.rng.Int64N(int64(10 * time.Second))))
+			continue
+		}
+		p.out = nil
+		if at := s.topic(name); at.Seq != m.seq || at.Epoch != m.epoch {
+			t.Fatalf("%s is at %+v, want %d of %q", name, at, m.seq, m.epoch)
+		}
+	}
+	lingering := 0
+	for _, m := range model {
+		if !m.on && m.epoch != "" && s.time-m.left < s.srv.cfg.TopicLinger {
+			lingering++
+		}
+	}
+	if st := s.srv.Stats(); st.Lingering != lingering {
+		t.Errorf("%d topics linger, want %d", st.Lingering, lingering)
+	}
+}
+
+// TopicLinger can be switched off: a topic ends with its last subscriber.
+func TestNoLinger(t *testing.T) {
+	s := newSim(t, 1, Config{TopicLinger: -1})
+	p := s.dial("/ws?topics=t")
+	p.hangUp()
+	s.run()
+	if _, _, ok := s.srv.Topic("t"); ok || s.srv.Stats().Lingering != 0 {
+		t.Error("the topic lingers")
+	}
+}
