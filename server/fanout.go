@@ -14,23 +14,23 @@ type walk struct {
 	set   *members
 	owner **walk // set to nil at the end; nil for a walk of its own
 	queue []walkEntry
+	first int // of queue: those before it are done with
 
-	// The batch under way: the first so many messages of the queue.
+	// The batch under way: so many messages of the queue from first on.
 	batch   int
 	at      int // the next local index to look at
 	joined  [formats][]byte
-	written int32 // subscribers that took the whole batch at once
-
-	// Pacing, for a message with a rate.
-	began time.Duration
-	given int
-	share int // deliveries a second in this shard
+	gap     *gapNote // the batch is too old: subscribers are told of it instead
+	visited int32    // subscribers that were looked at
+	written int32    // those of them that took the whole batch at once
 }
 
-// walkEntry is a message, or a subscriber who joins between two messages.
+// walkEntry is a message for so many subscribers, or a subscriber who joins
+// between two messages.
 type walkEntry struct {
-	m    *message
-	join *item
+	m     *message
+	join  *item
+	count int32
 }
 
 const (
@@ -54,15 +54,15 @@ func (w *worker) startWalk(owner **walk, set *members, e walkEntry) {
 // own, which others may overtake.
 func (w *worker) startBroadcast(m *message) {
 	s := w.shard
+	e := walkEntry{m: m, count: int32(s.open.len())}
+	m.subscribers.Add(e.count)
 	if m.rate == 0 {
-		w.startWalk(&s.everybody, &s.open, walkEntry{m: m})
+		w.startWalk(&s.everybody, &s.open, e)
 		return
 	}
 	wk := s.newWalk()
 	wk.set = &s.open
-	wk.queue = append(wk.queue, walkEntry{m: m})
-	wk.began = w.exact
-	wk.share = max(1, m.rate*s.open.len()/max(1, m.subscribers))
+	wk.queue = append(wk.queue, e)
 	s.walks = append(s.walks, wk)
 	s.paced++
 	s.hasten()
@@ -81,8 +81,7 @@ func (w *worker) endWalk(wk *walk) {
 	s := w.shard
 	if wk.owner != nil {
 		*wk.owner = nil
-	}
-	if wk.share > 0 {
+	} else {
 		s.paced--
 	}
 	*wk = walk{queue: wk.queue[:0]}
@@ -129,103 +128,151 @@ const (
 // walk goes on with wk until it ends, its rate is reached or the deadline.
 func (w *worker) walk(wk *walk, deadline time.Duration) walkResult {
 	for n := 1; ; n++ {
-		if wk.batch == 0 && !w.nextBatch(wk) {
-			return walkEnded
+		if n%16 == 0 {
+			if w.exact = w.srv.kernel.Now(); w.exact >= deadline {
+				return walkMore
+			}
 		}
-		if wk.share > 0 && wk.queue[0].m.expired(w.exact) {
-			w.expireRest(wk)
+		if wk.batch == 0 {
+			if !w.nextBatch(wk) {
+				return walkEnded
+			}
 			continue
-		}
-		if wk.share > 0 && wk.given >= int((w.exact-wk.began)*time.Duration(wk.share)/time.Second)+1 {
-			return walkPaced
 		}
 		local := wk.set.next(wk.at)
 		if local < 0 {
 			w.endBatch(wk)
 			continue
 		}
-		wk.at = local + 1
-		wk.given++
-		if w.give(w.shard.at(local), wk.queue[:wk.batch], &wk.joined) == StatusWritten {
-			wk.written++
-		}
-		if n%16 == 0 {
-			if w.exact = w.srv.kernel.Now(); w.exact >= deadline {
-				return walkMore
+		if m := wk.queue[wk.first].m; m.rate > 0 {
+			if m.expired(w.exact) {
+				w.expireRest(wk)
+				continue
 			}
+			if !m.mayGo(w.exact) {
+				return walkPaced
+			}
+		}
+		wk.at = local + 1
+		wk.visited++
+		c := w.shard.at(local)
+		if wk.gap != nil {
+			w.skip(c, *wk.gap)
+		} else if w.give(c, wk.messages(), &wk.joined) == StatusWritten {
+			wk.written++
 		}
 	}
 }
 
-// nextBatch begins with the next messages of the queue, those that can leave
-// in one call; joiners before them join. False means that the queue is empty.
+// messages are those of the batch under way.
+func (wk *walk) messages() []walkEntry { return wk.queue[wk.first : wk.first+wk.batch] }
+
+// nextBatch goes on in the queue: a joiner joins, or the next messages, those
+// that can leave in one call, are the batch. False means that the queue is empty.
 func (w *worker) nextBatch(wk *walk) bool {
-	for len(wk.queue) > 0 && (wk.queue[0].join != nil || wk.queue[0].m.expired(w.exact)) {
-		if e := wk.queue[0]; e.join != nil {
-			w.enter(e.join)
-		} else {
-			w.expire(e.m, wk.set.len())
-		}
-		wk.queue = wk.queue[:copy(wk.queue, wk.queue[1:])]
-	}
-	if len(wk.queue) == 0 {
+	wk.compact()
+	rest := wk.queue[wk.first:]
+	if len(rest) == 0 {
 		return false
 	}
-	n, size := 1, len(wk.queue[0].m.frames[formatV1])
-	for n < len(wk.queue) && n < batchMessages {
-		m := wk.queue[n].m
-		if m == nil || m.expired(w.exact) || size+len(m.frames[formatV1]) > batchBytes {
-			break
-		}
-		size += len(m.frames[formatV1])
-		n++
-	}
-	wk.batch, wk.at, wk.written = n, 0, 0
-	first := wk.queue[0].m
-	wk.joined = first.frames
-	if n == 1 {
+	if rest[0].join != nil {
+		w.enter(rest[0].join)
+		wk.first++
 		return true
 	}
-	for f := range formats {
-		if first.frames[f] == nil {
-			continue
+	old := rest[0].m.expired(w.exact)
+	n, size := 1, rest[0].m.size()
+	for n < len(rest) && n < batchMessages {
+		m := rest[n].m
+		if m == nil || m.expired(w.exact) != old || size+m.size() > batchBytes {
+			break
 		}
-		b := make([]byte, 0, size)
-		for _, e := range wk.queue[:n] {
-			b = append(b, e.m.frame(f)...)
-		}
-		wk.joined[f] = b
+		size += m.size()
+		n++
+	}
+	wk.batch, wk.at, wk.visited, wk.written = n, 0, 0, 0
+	if old {
+		w.expire(wk)
+	} else {
+		wk.join(size)
 	}
 	return true
 }
 
+// compact gives back the room of what is done with, once that is most of the
+// queue: while messages keep coming a walk does not end.
+func (wk *walk) compact() {
+	if wk.first > batchMessages && 2*wk.first > len(wk.queue) {
+		n := copy(wk.queue, wk.queue[wk.first:])
+		clear(wk.queue[n:])
+		wk.queue, wk.first = wk.queue[:n], 0
+	}
+}
+
+// join puts the frames of the batch, of so many bytes, in a row.
+func (wk *walk) join(size int) {
+	batch := wk.messages()
+	wk.joined = batch[0].m.frames
+	if len(batch) == 1 {
+		return
+	}
+	for f := range formats {
+		if batch[0].m.frames[f] == nil {
+			continue
+		}
+		b := make([]byte, 0, size)
+		for _, e := range batch {
+			b = append(b, e.m.frame(f)...)
+		}
+		wk.joined[f] = b
+	}
+}
+
+// expire makes the batch, whose TTL is over, a gap of which the subscribers
+// are told. Broadcasts have no seq, so there is nothing to tell.
+func (w *worker) expire(wk *walk) {
+	batch := wk.messages()
+	if batch[0].m.topic == nil {
+		w.expireRest(wk)
+		return
+	}
+	g := gapOf(batch[0].m, dropTTL)
+	g.to = batch[len(batch)-1].m.seq
+	wk.gap = &g
+}
+
+// endBatch does the accounts of a batch. Whoever was counted when a message
+// was published, and has ended since, was not looked at; whoever came to
+// everybody since was, and is counted now.
 func (w *worker) endBatch(wk *walk) {
-	for _, e := range wk.queue[:wk.batch] {
-		e.m.written.Add(wk.written)
+	for _, e := range wk.messages() {
+		if wk.gap != nil {
+			w.drop(e.m, dropTTL, int(wk.visited))
+		}
+		if missing := e.count - wk.visited; missing > 0 {
+			w.drop(e.m, dropGone, int(missing))
+		} else {
+			e.m.subscribers.Add(-missing)
+		}
+		e.m.outcome.written.Add(wk.written)
 		w.walked(e.m)
 	}
 	w.shard.count.deliveries.Add(uint64(wk.written) * uint64(wk.batch))
-	n := copy(wk.queue, wk.queue[wk.batch:])
-	clear(wk.queue[n:])
-	wk.queue = wk.queue[:n]
-	wk.batch, wk.joined = 0, [formats][]byte{}
+	clear(wk.messages())
+	wk.first += wk.batch
+	wk.batch, wk.joined, wk.gap = 0, [formats][]byte{}, nil
 }
 
-// expire drops m for n subscribers because its TTL is over.
-func (w *worker) expire(m *message, n int) {
-	m.dropped.Add(int32(n))
-	w.srv.stats.drop(dropTTL, n)
-	w.walked(m)
-}
-
-// expireRest ends a message with a rate for those who have not been given it.
+// expireRest ends a broadcast for those who have not been given it.
 func (w *worker) expireRest(wk *walk) {
 	n := 0
 	for i := wk.set.next(wk.at); i >= 0; i = wk.set.next(i + 1) {
 		n++
 	}
-	wk.queue[0].m.dropped.Add(int32(n))
-	w.srv.stats.drop(dropTTL, n)
+	for _, e := range wk.messages() {
+		w.drop(e.m, dropTTL, n)
+	}
+	wk.visited += int32(n)
 	w.endBatch(wk)
 }
 
@@ -258,7 +305,7 @@ func (w *worker) give(c *conn, batch []walkEntry, joined *[formats][]byte) (stat
 	}
 	if errno != 0 && errno != netpoll.EAGAIN && errno != netpoll.EINTR {
 		for _, e := range batch {
-			w.dropped(e.m, dropGone)
+			w.drop(e.m, dropGone, 1)
 		}
 		w.lost(c)
 		return StatusDropped
@@ -266,7 +313,7 @@ func (w *worker) give(c *conn, batch []walkEntry, joined *[formats][]byte) (stat
 	for _, e := range batch {
 		if size := len(e.m.frame(c.format)); n >= size {
 			n -= size
-			e.m.written.Add(1)
+			e.m.outcome.written.Add(1)
 			w.shard.count.deliveries.Add(1)
 			continue
 		}
@@ -280,14 +327,13 @@ func (w *worker) give(c *conn, batch []walkEntry, joined *[formats][]byte) (stat
 // A full outbox is dealt with as the topic's policy says.
 func (w *worker) enqueue(c *conn, m *message, off int) DeviceStatus {
 	if c.state != stateOpen {
-		return w.dropped(m, dropGone)
+		return w.drop(m, dropGone, 1)
 	}
 	b := m.frame(c.format)
 	o := &w.extraOf(c).out
 	if m.policy == policyLatest && off == 0 {
 		if i := o.find(m.topic, m.key, true); i >= 0 {
-			w.dropped(o.q[i].m, dropCollapsed)
-			w.srv.outboxBytes.Add(-int64(o.drop(i)))
+			w.lose(c, i, dropCollapsed)
 		}
 	}
 	for len(o.q) > 0 && o.bytes+len(b) > w.srv.cfg.MaxOutbox {
@@ -295,29 +341,37 @@ func (w *worker) enqueue(c *conn, m *message, off int) DeviceStatus {
 		if m.policy != policyDisconnect {
 			i = o.find(m.topic, "", false)
 		}
-		switch {
-		case i >= 0:
-			w.dropped(o.q[i].m, dropOverflow)
-			w.srv.outboxBytes.Add(-int64(o.drop(i)))
+		if i >= 0 {
+			w.lose(c, i, dropOverflow)
 			continue
-		case m.policy != policyDisconnect:
-			return w.dropped(m, dropOverflow)
 		}
-		w.cut(c, cutOutbox)
-		return w.dropped(m, dropOverflow)
+		// What fills the outbox is of other topics, or has begun to leave. A
+		// reader that cannot be told that it misses the newest is cut.
+		if m.policy == policyDisconnect || c.format == formatRaw {
+			w.cut(c, cutOutbox)
+		} else {
+			w.skip(c, gapOf(m, dropOverflow))
+		}
+		return w.drop(m, dropOverflow, 1)
 	}
 	o.push(pendingOut{b: b, m: m, queued: w.now}, off)
-	m.queued.Add(1)
+	m.outcome.queue()
 	w.shard.count.deliveries.Add(1)
 	w.budget(len(b) - off)
 	return StatusQueued
 }
 
-// dropped counts one copy of m that will not be sent.
-func (w *worker) dropped(m *message, why dropReason) DeviceStatus {
-	m.dropped.Add(1)
-	w.srv.stats.drop(why, 1)
+// drop counts n copies of m that will not be sent.
+func (w *worker) drop(m *message, why dropReason, n int) DeviceStatus {
+	m.outcome.drop(n)
+	w.srv.stats.drop(why, n)
 	return StatusDropped
+}
+
+// unqueued counts one copy of m that was queued and will not be sent.
+func (w *worker) unqueued(m *message, why dropReason) {
+	m.outcome.unqueue()
+	w.srv.stats.drop(why, 1)
 }
 
 // direct gives it.m to one connection: a push.
@@ -326,14 +380,14 @@ func (w *worker) direct(it *item) {
 	c := w.shard.lookup(it.ref)
 	switch {
 	case c == nil || c.state != stateOpen:
-		note.status, note.gone = w.dropped(it.m, dropGone), true
+		note.status, note.gone = w.drop(it.m, dropGone, 1), true
 	case it.m.expired(w.exact):
-		note.status = w.dropped(it.m, dropTTL)
+		note.status = w.drop(it.m, dropTTL, 1)
 	default:
 		w.one[0] = walkEntry{m: it.m}
 		note.status = w.give(c, w.one[:], &it.m.frames)
 		if note.status == StatusWritten {
-			it.m.written.Add(1)
+			it.m.outcome.written.Add(1)
 			w.shard.count.deliveries.Add(1)
 		}
 		w.one[0] = walkEntry{}

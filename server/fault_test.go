@@ -407,6 +407,9 @@ func TestSharedMessagesArriveUnchanged(t *testing.T) {
 	read := func(p *peer) {
 		for _, f := range p.frames() {
 			e, err := wire.ParseEvent(f.Payload)
+			if err == nil && e.Gap != nil {
+				continue
+			}
 			if err != nil || e.Message == nil || crc32.ChecksumIEEE(e.Message.Data) != sums[e.Message.ID] {
 				t.Fatalf("%v: %v", err, f)
 			}

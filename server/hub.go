@@ -248,7 +248,11 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 	}
 	m.topic, m.policy = t, policyOf(h.srv.cfg.overflow(t.name))
 	m.encode(&wire.Message{Topic: t.name, Seq: seq, ID: p.Message.ID, Data: p.Message.Data}, h.raw.Load() > 0)
-	m.subscribers = int(t.n)
+	m.seq = seq
+	if m.policy != policyDisconnect || m.expires != 0 {
+		m.epoch = h.position(t).Epoch // a gap names it
+	}
+	m.subscribers.Store(t.n)
 	shards := int32(0)
 	for sub := t.subs; sub != nil; sub = sub.next {
 		shards++
@@ -256,7 +260,7 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 	m.pending.Store(shards)
 	for sub := t.subs; sub != nil; sub = sub.next {
 		s := h.srv.shards[sub.shard]
-		s.inbox.append(item{kind: itemPublish, sub: sub, m: m})
+		s.inbox.append(item{kind: itemPublish, sub: sub, m: m, device: sub.n})
 		s.wake()
 	}
 }

@@ -18,7 +18,7 @@ type itemKind uint8
 const (
 	itemAdopt   itemKind = iota // ref's descriptor is taken over from net/http; x is the head, a []byte
 	itemJoin                    // ref has joined sub; x says how to answer, a *joining, or nil
-	itemPublish                 // m for the members of sub
+	itemPublish                 // m for the members of sub, of whom there were device
 	itemDirect                  // m for ref, the device-th of m.devices
 	itemAll                     // m for every open connection
 	itemSend                    // x for ref, a []byte of whole frames

@@ -368,7 +368,7 @@ func (s *sim) check() {
 				s.t.Fatalf("an outbox of %d bytes says %d, %d of its first entry have left", n, o.bytes, o.off)
 			}
 			// Pongs and the Close frame go in whatever there is.
-			if most := s.srv.cfg.MaxOutbox + 4*(2+ws.MaxControlFramePayloadSize); n > most && len(o.q) > 2 {
+			if most := s.srv.cfg.MaxOutbox + maxGaps + 4*(2+ws.MaxControlFramePayloadSize); n > most && len(o.q) > 2 {
 				s.t.Fatalf("an outbox of %d bytes in %d entries, the limit is %d", n, len(o.q), most)
 			}
 			if c.state == stateOpen && c.ext.idle() {

@@ -10,22 +10,61 @@ import (
 // each format, shared by every outbox and shard, never changed, left to the
 // garbage collector. Its counters are the publisher's receipt.
 type message struct {
-	frames      [formats][]byte // framed; nil for raw while no connection wants it
-	data        []byte          // the payload
-	topic       *topic          // nil for a push or broadcast
-	policy      policy          // of the topic
-	key         string          // collapse key
-	expires     time.Duration   // kernel.Now; 0: never
-	rate        int             // deliveries a second over all shards; 0: no limit
-	cost        int64           // what it takes of the publish budget
-	subscribers int             // connections it is for; set when it has its place
+	frames  [formats][]byte // framed; nil for raw while no connection wants it
+	data    []byte          // the payload
+	topic   *topic          // nil for a push or broadcast
+	policy  policy          // of the topic
+	key     string          // collapse key
+	expires time.Duration   // kernel.Now; 0: never
+	rate    int             // deliveries a second over all shards; 0: no limit
+	cost    int64           // what it takes of the publish budget
+	seq     uint64          // its place in the topic
+	epoch   string          // set if it may be dropped: a gap names it
 
-	taken                    atomic.Bool // it is on its way to shards, or was given up
-	written, queued, dropped atomic.Int32
-	pending                  atomic.Int32  // shards that have not walked it yet
-	done                     chan struct{} // closed when there are none; nil if nobody waits
-	devices                  []deviceNote  // of a push, by ordinal
-	acks                     *ackWait      // of a push that waits for them
+	taken       atomic.Bool  // it is on its way to shards, or was given up
+	subscribers atomic.Int32 // connections it is for; a broadcast's are known when done
+	outcome     tally
+	paced       atomic.Int64  // deliveries made of a message with a rate
+	began       time.Duration // kernel.Now when pacing began
+	pending     atomic.Int32  // shards that have not walked it yet
+	done        chan struct{} // closed when there are none; nil if nobody waits
+	devices     []deviceNote  // of a push, by ordinal
+	acks        *ackWait      // of a push that waits for them
+}
+
+// tally counts what became of a message's copies. A copy that was queued may
+// be dropped at any time, so those two are one value: their sum is always right.
+type tally struct {
+	written atomic.Int32
+	rest    atomic.Uint64 // queued << 32 | dropped
+}
+
+const (
+	oneQueued = 1 << 32
+	unqueue   = 1<<64 - oneQueued + 1 // one queued less, one dropped more
+)
+
+func (t *tally) drop(n int) { t.rest.Add(uint64(n)) }
+func (t *tally) queue()     { t.rest.Add(oneQueued) }
+func (t *tally) unqueue()   { t.rest.Add(unqueue) }
+
+func (t *tally) read() (written, queued, dropped int) {
+	rest := t.rest.Load()
+	return int(t.written.Load()), int(rest >> 32), int(rest & (oneQueued - 1))
+}
+
+// mayGo reports whether m's rate allows one more delivery at now, and counts it.
+func (m *message) mayGo(now time.Duration) bool {
+	due := int64((now-m.began).Seconds()*float64(m.rate)) + 1
+	for {
+		n := m.paced.Load()
+		if n >= due {
+			return false
+		}
+		if m.paced.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
 }
 
 // deviceNote is what became of one device's copy; only that device's shard
@@ -36,12 +75,16 @@ type deviceNote struct {
 	gone   bool // the connection had ended
 }
 
+// size is how many bytes m is of in the format that most connections have.
+func (m *message) size() int { return len(m.frames[formatV1]) }
+
 func (m *message) expired(now time.Duration) bool { return m.expires != 0 && now >= m.expires }
 
 // pendingOut is one entry of an outbox: bytes of its own, or a shared message.
 type pendingOut struct {
 	b      []byte
 	m      *message // nil: a reply or notice of this connection
+	gap    *gapNote // the notice that b is, if it is one of a gap
 	queued stamp
 	pong   bool
 }

@@ -22,7 +22,8 @@ type queueModel struct {
 	topics map[policy]*topic
 	sent   []*message
 	ids    map[string]*message
-	last   map[*topic]int // number of the last message that came
+	last   map[*topic]int        // number of the last message that came, or that a gap told of
+	placed map[*topic][]*message // by seq, from 1 on
 	came   map[*message]bool
 	pings  int
 	ponged int
@@ -31,7 +32,7 @@ type queueModel struct {
 func newQueueModel(t *testing.T) *queueModel {
 	m := &queueModel{
 		s:      newSim(t, 1, Config{MaxOutbox: 2000, MaxControl: 100, PingInterval: -1}),
-		topics: map[policy]*topic{}, ids: map[string]*message{}, last: map[*topic]int{}, came: map[*message]bool{},
+		topics: map[policy]*topic{}, ids: map[string]*message{}, last: map[*topic]int{}, placed: map[*topic][]*message{}, came: map[*message]bool{},
 	}
 	m.p = m.s.dial("/ws")
 	m.p.drain(0)
@@ -47,14 +48,32 @@ func (m *queueModel) give(p policy, key string, n int) {
 		return // it has left its topics
 	}
 	id := fmt.Sprint(len(m.sent))
-	out := &message{topic: m.topics[p], policy: p, key: key}
-	out.encode(&wire.Message{Topic: out.topic.name, Seq: uint64(len(m.sent) + 1), ID: id, Data: []byte(`"` + strings.Repeat("x", n) + `"`)}, false)
+	to := m.topics[p]
+	out := &message{topic: to, policy: p, key: key, seq: uint64(len(m.placed[to]) + 1)}
+	m.placed[to] = append(m.placed[to], out)
+	out.encode(&wire.Message{Topic: out.topic.name, Seq: out.seq, ID: id, Data: []byte(`"` + strings.Repeat("x", n) + `"`)}, false)
 	m.sent = append(m.sent, out)
 	m.ids[id] = out
 	m.s.w.shard = m.s.srv.shards[0]
 	m.s.w.clock()
 	if m.s.w.give(m.s.slot(m.p), []walkEntry{{m: out}}, &out.frames) == StatusWritten {
-		out.written.Add(1)
+		out.outcome.written.Add(1)
+	}
+}
+
+// gap notes which messages of its topic a notice tells of: those that were
+// dropped, in their place.
+func (m *queueModel) gap(g *wire.Gap) {
+	t := m.s.t
+	t.Helper()
+	for _, to := range m.topics {
+		for n := int(g.From); to.name == g.Topic && n <= int(g.To); n++ {
+			out := m.placed[to][n-1]
+			if _, _, dropped := out.outcome.read(); dropped != 1 || m.came[out] || n != m.last[to]+1 {
+				t.Fatalf("%+v names message %d: %d times dropped, came %v, behind %d", *g, n, dropped, m.came[out], m.last[to])
+			}
+			m.last[to] = n
+		}
 	}
 }
 
@@ -72,11 +91,15 @@ func (m *queueModel) check() {
 			m.ponged = max(m.ponged, n)
 		case ws.OpText:
 			e, err := wire.ParseEvent(f.Payload)
+			if err == nil && e.Gap != nil {
+				m.gap(e.Gap)
+				continue
+			}
 			if err != nil || e.Message == nil || m.ids[e.Message.ID] == nil {
 				t.Fatalf("%v in %v", err, f)
 			}
 			out := m.ids[e.Message.ID]
-			if m.came[out] || int(e.Message.Seq) <= m.last[out.topic] || out.topic.name != e.Message.Topic {
+			if m.came[out] || int(e.Message.Seq) != m.last[out.topic]+1 || out.topic.name != e.Message.Topic {
 				t.Fatalf("message %d of %s came behind %d", e.Message.Seq, out.topic.name, m.last[out.topic])
 			}
 			m.came[out] = true
@@ -114,15 +137,19 @@ func (m *queueModel) check() {
 		t.Fatalf("%d pongs wait", pongs)
 	}
 	for i, out := range m.sent {
-		dropped, n := out.dropped.Load() == 1, 0
+		written, queued, lost := out.outcome.read()
+		if written+queued+lost != 1 {
+			t.Fatalf("message %d: %d written, %d queued, %d dropped", i, written, queued, lost)
+		}
+		dropped, n := lost == 1, 0
 		for _, is := range []bool{dropped, waiting[out], m.came[out]} {
 			if is {
 				n++
 			}
 		}
 		// A message that has left but has not come whole is none of these.
-		if n > 1 || n == 0 && !bytes.HasPrefix(out.frames[formatV1], m.p.out) || out.dropped.Load() > 1 {
-			t.Fatalf("message %d: %d times dropped, waiting %v, came %v", i, out.dropped.Load(), waiting[out], m.came[out])
+		if n > 1 || n == 0 && !bytes.HasPrefix(out.frames[formatV1], m.p.out) {
+			t.Fatalf("message %d: %d times dropped, waiting %v, came %v", i, lost, waiting[out], m.came[out])
 		}
 	}
 }
@@ -162,6 +189,11 @@ func FuzzSendQueue(f *testing.F) {
 		m.p.drain(-1)
 		m.s.run()
 		m.check()
+		for to, last := range m.last {
+			if m.s.slot(m.p).state == stateOpen && last != len(m.placed[to]) {
+				t.Fatalf("topic %s is at %d, the reader at %d", to.name, len(m.placed[to]), last)
+			}
+		}
 		if c := m.s.slot(m.p); c.state == stateOpen && (c.ext != nil || m.ponged < m.pings) {
 			t.Fatalf("with room for all, the outbox is %+v; pong %d of %d", c.ext, m.ponged, m.pings)
 		}

@@ -3,18 +3,23 @@
 package server
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/gobwas/ws"
 
+	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// data returns the payloads of the messages that have come, and the code of
-// the Close frame.
+// data returns the payloads of the messages that have come, gaps as
+// reason:from-to, and the code of the Close frame.
 func (p *peer) data() (got []string, code wire.CloseCode) {
 	p.s.t.Helper()
 	for _, f := range p.frames() {
@@ -23,6 +28,10 @@ func (p *peer) data() (got []string, code wire.CloseCode) {
 			continue
 		}
 		e, err := wire.ParseEvent(f.Payload)
+		if err == nil && e.Gap != nil {
+			got = append(got, fmt.Sprintf("%s:%d-%d", e.Gap.Reason, e.Gap.From, e.Gap.To))
+			continue
+		}
 		if err != nil || e.Message == nil {
 			p.s.t.Fatalf("%v: %v", f, err)
 		}
@@ -54,8 +63,8 @@ func TestOverflow(t *testing.T) {
 		drops map[string]uint64
 	}{
 		{"all", "[]", wire.CloseSlow, map[string]uint64{"overflow": 1, "gone": 5}}, // and not sent to any more
-		{"old", "[15 16 17 18 19]", 0, map[string]uint64{"overflow": 15}},
-		{"new", "[18 19]", 0, map[string]uint64{"collapsed": 18}},
+		{"old", "[overflow:1-16 16 17 18 19]", 0, map[string]uint64{"overflow": 16}},
+		{"new", "[collapsed:1-18 18 19]", 0, map[string]uint64{"collapsed": 18}},
 	} {
 		t.Run(c.topic, func(t *testing.T) {
 			s := newSim(t, 1, Config{MaxOutbox: 1000, Overflow: []OverflowRule{{"o", Disconnect}, {"old", DropOldest}, {"new", Latest}}})
@@ -99,7 +108,7 @@ func TestTTL(t *testing.T) {
 	p.drain(-1)
 	s.run()
 	s.check()
-	if got, _ := p.data(); fmt.Sprint(got) != "[0 3 4]" {
+	if got, _ := p.data(); fmt.Sprint(got) != "[0 ttl:2-3 3 4]" {
 		t.Errorf("got %v", got)
 	}
 	if n := s.srv.Stats().Drops["ttl"]; n != 2 {
@@ -111,7 +120,7 @@ func TestTTL(t *testing.T) {
 	}
 	s.time += time.Second
 	s.run()
-	if got, _ := p.data(); len(got) != 0 {
+	if got, _ := p.data(); fmt.Sprint(got) != "[ttl:6-6]" {
 		t.Errorf("got %v, a second late", got)
 	}
 	s.check()
@@ -143,6 +152,182 @@ func TestShedding(t *testing.T) {
 	}
 	if got, code := honest.data(); len(got) != 1 || code != 0 {
 		t.Errorf("the honest one got %v and %d", got, code)
+	}
+	s.check()
+}
+
+// docs/faults.md X8: under every policy that drops, a reader gets the newest
+// value or is told that it does not, also when the outbox is full of another
+// topic or its only message has begun to leave.
+func TestNewestValueArrivesOrIsTold(t *testing.T) {
+	for _, policy := range []Overflow{DropOldest, Latest} {
+		for _, filler := range []string{"another topic", "half a message"} {
+			t.Run(fmt.Sprint(policy, " behind ", filler), func(t *testing.T) {
+				s := newSim(t, 1, Config{MaxOutbox: 1000, Overflow: []OverflowRule{{"price", policy}}})
+				p := s.dial("/ws?topics=price,bulk")
+				p.drain(0)
+				if filler == "another topic" {
+					for range 6 {
+						s.publish("bulk", Message{Data: fmt.Appendf(nil, "%-100d", 0)})
+					}
+				} else {
+					p.drain(10)
+					s.publish("price", Message{Data: fmt.Appendf(nil, "%-900d", 0)})
+				}
+				before := s.srv.shards[0].count.deliveries.Load()
+				for i := range 5 {
+					s.publish("price", Message{Data: fmt.Appendf(nil, "%-800d", i)})
+				}
+				if n := s.srv.shards[0].count.deliveries.Load(); n != before {
+					t.Fatalf("%d messages had room", n-before)
+				}
+				p.drain(-1)
+				s.run()
+				got, code := p.data()
+				want := "overflow:1-5"
+				if filler == "half a message" {
+					want = "overflow:2-6"
+				}
+				if code != 0 || got[len(got)-1] != want {
+					t.Errorf("got %q and %d, want %s last", got, code, want)
+				}
+				s.publish("price", Message{Data: []byte(`"newest"`)})
+				if got, _ := p.data(); fmt.Sprint(got) != `["newest"]` {
+					t.Errorf("then got %v", got)
+				}
+			})
+		}
+	}
+}
+
+// A raw connection cannot be told of a gap: rather than keep a stale value it
+// comes back for the newest.
+func TestRawReaderOfAStaleValueIsCut(t *testing.T) {
+	s := newSim(t, 1, Config{MaxOutbox: 1000, Overflow: []OverflowRule{{"", Latest}}})
+	p := s.dial("/ws?topics=price&format=raw")
+	p.drain(10)
+	for i := range 3 {
+		s.publish("price", Message{Data: fmt.Appendf(nil, "%-900d", i)})
+	}
+	p.drain(-1)
+	s.run()
+	frames := p.frames()
+	if f := frames[len(frames)-1]; f.Op != ws.OpClose || f.CloseCode() != wire.CloseSlow {
+		t.Errorf("got %v", frames)
+	}
+}
+
+// The notices of gaps have a bound too: a reader with more of them than that
+// is cut.
+func TestTooManyGapsCut(t *testing.T) {
+	topics := make([]string, 100)
+	for i := range topics {
+		topics[i] = fmt.Sprintf("price-%d-%s", i, strings.Repeat("x", 200))
+	}
+	s := newSim(t, 1, Config{MaxOutbox: 1000, Overflow: []OverflowRule{{"", Latest}}})
+	p := s.open()
+	p.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
+	s.run()
+	p.out = nil
+	for i, topic := range topics {
+		p.send(wstest.Text(fmt.Sprintf(`{"id":%d,"subscribe":{"topic":%q}}`, i+1, topic)))
+	}
+	s.run()
+	p.frames()
+	p.drain(10)
+	for _, topic := range topics {
+		s.publish(topic, Message{Data: fmt.Appendf(nil, "%-900d", 0)})
+	}
+	if n := s.srv.Stats().Cuts["outbox"]; n != 1 || s.srv.Stats().OutboxBytes > 1000+maxGaps {
+		t.Errorf("%d cuts, %d bytes wait", n, s.srv.Stats().OutboxBytes)
+	}
+}
+
+// docs/faults.md X12: the receipt of every publish accounts for every
+// subscriber, whatever becomes of them meanwhile: they reset, they stop
+// reading, they leave the topic, they come.
+func TestReceiptsAddUp(t *testing.T) {
+	parallel(t)
+	srv, addr := started(t, Config{MaxOutbox: 8 << 10, Overflow: []OverflowRule{{"old", DropOldest}, {"new", Latest}}})
+	topics := []string{"all", "old", "new"}
+	stop := make(chan struct{})
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer close(stop)
+	for i := range 24 {
+		clients.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				c, err := net.Dial("tcp", addr)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				fmt.Fprint(c, wstest.Request("tocsin.test", "/ws?topics="+topics[i%3], wstest.NewKey()))
+				_ = c.SetReadDeadline(time.Now().Add(time.Duration(1+(i*7+n)%20) * time.Millisecond))
+				switch n % 3 {
+				case 0: // reads, then resets
+					_, _ = io.Copy(io.Discard, c)
+				case 1: // leaves the topic, does not read
+					_, _ = c.Write(wstest.Text(`{"id":1,"unsubscribe":{"topic":"` + topics[i%3] + `"}}`).Append(nil))
+					_, _ = c.Read(make([]byte, 200))
+				case 2: // does not read
+					_, _ = c.Read(make([]byte, 200))
+				}
+				_ = c.(*net.TCPConn).SetLinger(0)
+				c.Close()
+			}
+		})
+	}
+	reached := 0
+	for i := range size(10_000) {
+		m := Message{Data: fmt.Appendf(nil, "%-2000d", i), Wait: WaitSent}
+		var r Receipt
+		var err error
+		if i%10 == 0 {
+			r, err = srv.Broadcast(t.Context(), m)
+		} else {
+			r, err = srv.Publish(t.Context(), topics[i%3], m)
+		}
+		if err != nil && !errors.Is(err, ErrNobody) {
+			t.Fatal(err)
+		}
+		if r.Subscribers != r.Written+r.Queued+r.Dropped {
+			t.Fatalf("publish %d: %+v does not add up", i, r)
+		}
+		reached += r.Subscribers
+	}
+	if reached == 0 {
+		t.Error("nobody was ever subscribed")
+	}
+}
+
+// A broadcast keeps its rate also if that is less than one delivery a shard.
+func TestRateBelowTheNumberOfShards(t *testing.T) {
+	s := newSim(t, 1, Config{Shards: 8})
+	var peers []*peer
+	for range 32 {
+		peers = append(peers, s.dial("/ws"))
+	}
+	const rate = 2
+	if _, err := s.srv.Broadcast(t.Context(), Message{Data: []byte("1"), Rate: rate}); err != nil {
+		t.Fatal(err)
+	}
+	for start, came := s.time, 0; came < len(peers); s.time += tickEvery {
+		s.run()
+		came = 0
+		for _, p := range peers {
+			if len(p.out) > 0 {
+				came++
+			}
+		}
+		if want := min(len(peers), int((s.time-start)*rate/time.Second)+1); came != want {
+			t.Fatalf("after %s of a broadcast at %d a second %d have it, want %d", s.time-start, rate, came, want)
+		}
 	}
 	s.check()
 }

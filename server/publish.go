@@ -43,7 +43,7 @@ func (srv *Server) Push(ctx context.Context, to Target, m Message) (Receipt, err
 			return Receipt{}, fmt.Errorf("%w: %s has no connection", ErrNobody, to)
 		}
 		out.encode(&wire.Message{Topic: wire.UserTopic, ID: m.ID, Ack: m.Wait == WaitAck, Data: m.Data}, srv.hub.raw.Load() > 0)
-		out.subscribers = len(refs)
+		out.subscribers.Store(int32(len(refs)))
 		out.devices = make([]deviceNote, len(refs))
 		out.pending.Store(int32(len(refs)))
 		for i, r := range refs {
@@ -62,8 +62,8 @@ func (srv *Server) Push(ctx context.Context, to Target, m Message) (Receipt, err
 // Broadcast sends m to every open connection, on topic $all.
 func (srv *Server) Broadcast(ctx context.Context, m Message) (Receipt, error) {
 	return srv.send(ctx, "broadcast", "everybody", &m, func(out *message) (Receipt, error) {
-		out.subscribers = int(srv.opened.Load())
-		if out.subscribers == 0 {
+		n := int(srv.opened.Load())
+		if n == 0 {
 			return Receipt{}, fmt.Errorf("%w: no connection is open", ErrNobody)
 		}
 		out.encode(&wire.Message{Topic: wire.AllTopic, ID: m.ID, Data: m.Data}, srv.hub.raw.Load() > 0)
@@ -72,7 +72,7 @@ func (srv *Server) Broadcast(ctx context.Context, m Message) (Receipt, error) {
 			s.inbox.append(item{kind: itemAll, m: out})
 			s.wake()
 		}
-		return Receipt{}, nil
+		return Receipt{Subscribers: n}, nil // about; the shards count
 	})
 }
 
@@ -126,7 +126,7 @@ func (srv *Server) deliverAndWait(ctx context.Context, m *Message, place func(*m
 		return Receipt{}, err
 	}
 	srv.stats.published.Add(1)
-	receipt.ID, receipt.Subscribers = m.ID, out.subscribers
+	receipt.ID, receipt.Subscribers = m.ID, max(receipt.Subscribers, int(out.subscribers.Load()))
 	if m.Wait == WaitNone {
 		return receipt, nil
 	}
@@ -167,7 +167,8 @@ func (m *message) allGone() bool {
 
 // fill completes the receipt of a message that all shards have walked.
 func (m *message) fill(srv *Server, r *Receipt) {
-	r.Written, r.Queued, r.Dropped = int(m.written.Load()), int(m.queued.Load()), int(m.dropped.Load())
+	r.Subscribers = int(m.subscribers.Load())
+	r.Written, r.Queued, r.Dropped = m.outcome.read()
 	for _, d := range m.devices {
 		status := d.status
 		if m.acks != nil && m.acks.has(d.ref) {
@@ -208,8 +209,9 @@ func (srv *Server) check(m *Message) error {
 // newMessage makes what shards pass on; encode gives it its bytes.
 func (srv *Server) newMessage(m *Message) *message {
 	out := &message{key: m.CollapseKey, rate: m.Rate, cost: int64(len(m.Data)) + 512}
+	out.began = srv.kernel.Now()
 	if m.TTL > 0 {
-		out.expires = srv.kernel.Now() + m.TTL
+		out.expires = out.began + m.TTL
 	}
 	return out
 }

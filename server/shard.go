@@ -320,7 +320,7 @@ func (w *worker) do(it *item) {
 		w.attach(it.ref.fd(), it.x.([]byte))
 		return
 	case itemPublish:
-		w.startWalk(&it.sub.walk, &it.sub.set, walkEntry{m: it.m})
+		w.startWalk(&it.sub.walk, &it.sub.set, walkEntry{m: it.m, count: it.device})
 		return
 	case itemAll:
 		w.startBroadcast(it.m)

@@ -98,7 +98,7 @@ func (w *worker) send(c *conn, b []byte) {
 func (w *worker) flush(c *conn) {
 	o := &c.ext.out
 	for !o.empty() {
-		w.expireQueued(o)
+		w.expireQueued(c)
 		w.srv.outboxBytes.Add(int64(o.usePong(w.now)))
 		b := o.fill(w.join[:0])
 		if len(b) == 0 {
@@ -123,14 +123,14 @@ func (w *worker) flush(c *conn) {
 }
 
 // expireQueued drops waiting messages whose TTL is over.
-func (w *worker) expireQueued(o *outbox) {
-	for i := o.begun(); i < len(o.q); {
+func (w *worker) expireQueued(c *conn) {
+	o := &c.ext.out
+	for i := o.begun(); i < len(o.q); i++ {
 		if m := o.q[i].m; m != nil && m.expired(w.exact) {
-			w.dropped(m, dropTTL)
-			w.srv.outboxBytes.Add(-int64(o.drop(i)))
-			continue
+			n := len(o.q)
+			w.lose(c, i, dropTTL)
+			i -= n - len(o.q) // no notice of its own took its place
 		}
-		i++
 	}
 }
 
@@ -225,7 +225,7 @@ func (w *worker) dropQueued(c *conn) {
 	for len(o.q) > o.begun() {
 		last := len(o.q) - 1
 		if m := o.q[last].m; m != nil {
-			w.dropped(m, dropGone)
+			w.unqueued(m, dropGone)
 		}
 		w.srv.outboxBytes.Add(-int64(o.drop(last)))
 	}
@@ -317,7 +317,7 @@ func (w *worker) free(c *conn) {
 		o := &c.ext.out
 		for _, e := range o.q {
 			if e.m != nil {
-				w.dropped(e.m, dropGone)
+				w.unqueued(e.m, dropGone)
 			}
 		}
 		w.srv.outboxBytes.Add(-int64(o.bytes))
