@@ -13,10 +13,13 @@ import (
 )
 
 const (
-	acceptBatch = 64 // connections an acceptor takes before others have their turn
+	acceptBatch = 64 // connections that are taken or refused before others have their turn
 	minBackoff  = 5 * time.Millisecond
 	maxBackoff  = time.Second
 )
+
+// textFull is what a client over Config.MaxConnections is told.
+const textFull = "the server is full, try again later"
 
 // listener is one that Serve accepts from.
 type listener struct {
@@ -95,7 +98,7 @@ func (l *listener) accept() {
 	srv := l.srv
 	var batch [acceptBatch]int
 	n := 0
-	for n < len(batch) {
+	for range batch { // refused ones count too
 		fd, errno := srv.kernel.Accept(l.fd)
 		if errno == netpoll.EAGAIN {
 			break
@@ -120,9 +123,11 @@ func (l *listener) accept() {
 	l.rearm()
 }
 
+// rearm has the poller watch again. A server that cannot accept any more must
+// not go on looking ready.
 func (l *listener) rearm() {
 	if err := l.srv.poller.Rearm(l.fd); err != nil && !l.srv.closed.Load() {
-		l.srv.cfg.Logger.Error("cannot watch the listener any more", "error", err)
+		l.srv.fatal("cannot watch the listener any more", err)
 	}
 }
 
@@ -150,11 +155,15 @@ func (l *listener) refused(errno syscall.Errno) {
 	})
 }
 
-// turnAway answers a connection over the limit, at the cost of the accept.
+// turnAway answers a connection over the limit, at the cost of the accept. The
+// request, which came with the connection (TCP_DEFER_ACCEPT), is read first:
+// close(2) with unread bytes is a reset, behind which the peer may lose the
+// answer. The poller's goroutine calls it.
 func (srv *Server) turnAway(fd int) {
 	srv.stats.reject(rejectLimit)
+	srv.kernel.Recv(fd, srv.inline.in)
 	var buf [512]byte
-	srv.kernel.Send(fd, appendRefusal(buf[:0], http.StatusServiceUnavailable, "the server is full, see max_connections"))
+	srv.kernel.Send(fd, appendRefusal(buf[:0], http.StatusServiceUnavailable, textFull))
 	srv.kernel.Close(fd)
 	srv.gone()
 }
@@ -237,7 +246,7 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	early, _ := buf.Peek(buf.Reader.Buffered())
 	head = append(head, early...)
 	if srv.conns.Add(1) > int64(srv.capacity) {
-		_, _ = conn.Write(appendRefusal(nil, http.StatusServiceUnavailable, "the server is full, see max_connections"))
+		_, _ = conn.Write(appendRefusal(nil, http.StatusServiceUnavailable, textFull))
 		conn.Close()
 		srv.stats.reject(rejectLimit)
 		srv.gone()

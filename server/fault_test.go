@@ -3,8 +3,10 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -364,6 +368,81 @@ func TestFullServerTurnsAway(t *testing.T) {
 	eventually(t, "room", func() bool { return srv.Stats().Connections == limit-1 })
 	if !dial(t, addr, "/ws").ping("room") {
 		t.Error("the room is not used")
+	}
+}
+
+// floodKernel is the real one, in front of a crowd that connects without end.
+type floodKernel struct {
+	kernel
+	on    atomic.Bool
+	crowd atomic.Int64
+}
+
+const phantom = 1 << 30 // the descriptor of everybody in the crowd
+
+func (k *floodKernel) Accept(listener int) (int, netpoll.Errno) {
+	if k.on.Load() {
+		k.crowd.Add(1)
+		return phantom, 0
+	}
+	return k.kernel.Accept(listener)
+}
+
+func (k *floodKernel) Recv(fd int, b []byte) (int, netpoll.Errno) {
+	if fd == phantom {
+		return 0, syscall.EAGAIN
+	}
+	return k.kernel.Recv(fd, b)
+}
+
+func (k *floodKernel) Send(fd int, b []byte) (int, netpoll.Errno) {
+	if fd == phantom {
+		return len(b), 0
+	}
+	return k.kernel.Send(fd, b)
+}
+
+func (k *floodKernel) Close(fd int) netpoll.Errno {
+	if fd == phantom {
+		return 0
+	}
+	return k.kernel.Close(fd)
+}
+
+// Those that are connected are served while others connect to a full server
+// without end (docs/faults.md X4).
+func TestConnectFloodAtTheLimitStarvesNobody(t *testing.T) {
+	parallel(t)
+	k := &floodKernel{kernel: system{start: time.Now()}}
+	_, addr := started(t, Config{kernel: k, MaxConnections: 1})
+	honest := dial(t, addr, "/ws")
+	k.on.Store(true)
+	defer k.on.Store(false)
+	next := connect(t, addr, 0) // what is in the kernel's queue keeps the listener readable
+	next.write("GET ")
+	eventually(t, "the flood", func() bool { return k.crowd.Load() > 0 })
+	for i := range 10 {
+		if !honest.ping(fmt.Sprint(i)) {
+			t.Fatal("not served during the flood")
+		}
+	}
+}
+
+// The answer to one over the limit ends with an end of file, not with a reset
+// that could take it away (docs/faults.md X4, R2).
+func TestRefusalAtTheLimitEndsWithoutReset(t *testing.T) {
+	parallel(t)
+	_, addr := started(t, Config{MaxConnections: 1})
+	dial(t, addr, "/ws")
+	for range 200 {
+		c := connect(t, addr, 0)
+		c.write(wstest.Request("tocsin.test", "/ws", wstest.NewKey()))
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		answer, err := io.ReadAll(c.br)
+		if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 503 ")) {
+			t.Fatalf("%q, %v", answer, err)
+		}
+		c.Close()
 	}
 }
 
