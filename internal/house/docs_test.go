@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -106,5 +107,30 @@ func TestErrorCodesAreDocumented(t *testing.T) {
 	}
 	if len(table) != len(want) {
 		t.Errorf("docs/protocol.md has %d error codes, wire/wire.go %d", len(table), len(want))
+	}
+}
+
+// TestPagesComeBackAsTheTableSays: the pages that show how a client reconnects
+// decide on every close code as the table does.
+func TestPagesComeBackAsTheTableSays(t *testing.T) {
+	rule := regexp.MustCompile(`comeBack = \[([\d, ]+)\]\.includes\((?:e\.)?code\) \|\| \((?:e\.)?code >= (\d+) && (?:e\.)?code < (\d+)\)`)
+	for _, file := range []string{"docs/protocol.md", "httpapi/demo.html"} {
+		text, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := rule.FindStringSubmatch(string(text))
+		if m == nil {
+			t.Fatalf("%s does not say when it comes back", file)
+		}
+		list := strings.Split(m[1], ", ")
+		low, _ := strconv.Atoi(m[2])
+		high, _ := strconv.Atoi(m[3])
+		for code := range 5000 {
+			page := slices.Contains(list, strconv.Itoa(code)) || code >= low && code < high
+			if want := wire.CloseCode(code).ComeBack(); page != want {
+				t.Errorf("%s comes back after %d: %v, want %v", file, code, page, want)
+			}
+		}
 	}
 }
