@@ -10,6 +10,7 @@ BENCHTIME ?= 1s
 GOLANGCI_VERSION := 2.12.1
 GOLANGCI := bin/golangci-lint
 RESULTS := bin/ci.log
+NEEDS_GO := command -v go >/dev/null || { echo "Go is missing: install the version that go.mod names, or a later one, from https://go.dev/dl"; exit 1; }
 
 .PHONY: help
 help: ## list the targets
@@ -17,7 +18,9 @@ help: ## list the targets
 
 .PHONY: run
 run: ## build and run a server for this machine alone, with defaults
-	@go build -o bin/ ./cmd/tocsin
+	@$(NEEDS_GO)
+	[ -x bin/tocsin ] || echo "building tocsin; the first time this takes a minute or two"
+	go build -o bin/ ./cmd/tocsin
 	exec bin/tocsin serve --dev
 
 .PHONY: build
@@ -27,7 +30,8 @@ build: ## build everything; the programs go to bin/
 
 .PHONY: test
 test: ## run the tests with the race detector, in random order
-	@command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: install gcc and libc6-dev"; exit 1; }
+	@$(NEEDS_GO)
+	command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: install gcc and libc6-dev"; exit 1; }
 	go test -race -shuffle=on ./...
 
 .PHONY: lint
