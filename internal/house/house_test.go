@@ -24,7 +24,7 @@ const (
 // floors of the house. A package belongs to its longest entry; it imports its
 // own entry's packages and those of lower floors.
 var floors = map[string]int{
-	"netpoll": 0, "pool": 0, "wire": 0, "internal/floor": 0, "internal/limits": 0,
+	"netpoll": 0, "pool": 0, "wire": 0, "internal/floor": 0, "internal/limits": 0, "internal/nearest": 0,
 	"server": 1, "internal/wstest": 1,
 	"httpapi": 2, "cluster": 2, "client": 2,
 	"cmd/tocsin": 3, "loadtest": 3, "e2e": 3, "internal/house": 3,
