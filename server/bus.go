@@ -12,7 +12,8 @@ type Bus interface {
 	// ctx ends.
 	Publish(ctx context.Context, p Publication) (Position, error)
 	// Subscribe is called when the first subscriber of topic on this node
-	// joins, unless the topic lingers. From then on deliver is called for the topic's messages, one at a
+	// joins, unless the topic lingers. From then on deliver is called for the
+	// topic's messages, one at a
 	// time and in the order of their seq, until Unsubscribe has returned.
 	// deliver does not block and does not call the bus; it is the same
 	// function for every topic.

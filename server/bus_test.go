@@ -105,9 +105,9 @@ func TestBus(t *testing.T) {
 			d.WantNothing()
 			// A topic without a subscriber here.
 			for range n {
-				_, err := srv.Publish(t.Context(), "elsewhere", server.Message{Data: []byte("1"), Wait: server.WaitSent})
-				if err != nil {
-					t.Fatal(err)
+				r, err := srv.Publish(t.Context(), "elsewhere", server.Message{Data: []byte("1"), Wait: server.WaitSent})
+				if err != nil || r.Subscribers != 0 {
+					t.Fatal(r, err)
 				}
 			}
 			if st := srv.Stats(); st.PublishBytes != 0 {

@@ -4,8 +4,8 @@ import "errors"
 
 // Errors of publishing. They come wrapped; test with [errors.Is].
 var (
-	// ErrNobody: no connection is subscribed, logged in as that user, or open
-	// under that id.
+	// ErrNobody: no connection is logged in as that user, or open under that
+	// id. A topic or a broadcast that nobody gets is no error.
 	ErrNobody = errors.New("server: nobody there")
 	// ErrClosed: the server is shutting down or has shut down.
 	ErrClosed = errors.New("server: closed")
