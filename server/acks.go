@@ -1,102 +1,105 @@
 package server
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
 )
 
-// acks knows who waits for the acknowledgement of which message.
+// acks knows who waits for the acknowledgement of which message. mu guards all
+// of it, the fields of every ackWait included.
 type acks struct {
 	mu      sync.Mutex
 	waiting map[string][]*ackWait // by message id
 }
 
-// ackWait is one push that waits for its devices.
+// ackWait is one push that waits for its devices. It ends, and is no longer
+// known to acks, when every device has acknowledged or was given up, or after
+// its timeout; whether its publisher still waits does not matter.
 type ackWait struct {
-	mu   sync.Mutex
-	refs []ref // that have not acknowledged
-	got  []ref
-	all  chan struct{} // closed when none is left
+	id      string
+	timeout time.Duration
+	timer   *time.Timer
+	end     chan struct{} // closed at its end
+	refs    []ref         // that have not acknowledged
+	got     []ref
 }
 
-func (a *acks) expect(id string, refs []ref) *ackWait {
-	wait := &ackWait{refs: slices.Clone(refs), all: make(chan struct{})}
+// expect begins to wait for refs to acknowledge message id.
+func (a *acks) expect(id string, refs []ref, timeout time.Duration) *ackWait {
+	w := &ackWait{id: id, timeout: timeout, refs: slices.Clone(refs), end: make(chan struct{})}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.waiting[id] = append(a.waiting[id], wait)
-	return wait
+	w.timer = time.AfterFunc(timeout, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.endLocked(w)
+	})
+	a.waiting[id] = append(a.waiting[id], w)
+	return w
 }
 
-func (a *acks) forget(id string, wait *ackWait) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if left := slices.DeleteFunc(a.waiting[id], func(w *ackWait) bool { return w == wait }); len(left) > 0 {
-		a.waiting[id] = left
-	} else {
-		delete(a.waiting, id)
+// endLocked ends w, unless it has ended.
+func (a *acks) endLocked(w *ackWait) {
+	i := slices.Index(a.waiting[w.id], w)
+	if i < 0 {
+		return
 	}
+	if left := slices.Delete(a.waiting[w.id], i, i+1); len(left) > 0 {
+		a.waiting[w.id] = left
+	} else {
+		delete(a.waiting, w.id)
+	}
+	w.timer.Stop()
+	close(w.end)
 }
 
 // ack notes that connection r acknowledged a message, and reports whether
-// somebody waited for that.
+// somebody waited for that. A second time counts like the first.
 func (a *acks) ack(r ref, id string) (waited bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, wait := range a.waiting[id] {
-		waited = wait.ack(r) || waited
+	for _, w := range slices.Clone(a.waiting[id]) {
+		if a.removeLocked(w, r) {
+			w.got = append(w.got, r)
+		}
+		waited = waited || slices.Contains(w.got, r)
 	}
 	return waited
 }
 
-func (w *ackWait) ack(r ref) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// giveUp no longer waits for connection r.
+func (a *acks) giveUp(w *ackWait, r ref) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.removeLocked(w, r)
+}
+
+// removeLocked takes r off those that w waits for, if it was one.
+func (a *acks) removeLocked(w *ackWait, r ref) bool {
 	i := slices.Index(w.refs, r)
 	if i < 0 {
-		return slices.Contains(w.got, r)
+		return false
 	}
-	w.refs = slices.Delete(w.refs, i, i+1)
-	w.got = append(w.got, r)
-	if len(w.refs) == 0 {
-		close(w.all)
+	if w.refs = slices.Delete(w.refs, i, i+1); len(w.refs) == 0 {
+		a.endLocked(w)
 	}
 	return true
 }
 
-// giveUp no longer waits for connection r.
-func (w *ackWait) giveUp(r ref) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if i := slices.Index(w.refs, r); i >= 0 {
-		if w.refs = slices.Delete(w.refs, i, i+1); len(w.refs) == 0 {
-			close(w.all)
-		}
-	}
-}
-
-func (w *ackWait) has(r ref) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+func (a *acks) has(w *ackWait, r ref) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	return slices.Contains(w.got, r)
 }
 
-// wait returns nil once every device has acknowledged or, after timeout, if
-// any has.
-func (w *ackWait) wait(ctx context.Context, timeout time.Duration) error {
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	select {
-	case <-w.all:
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// result returns nil if any device has acknowledged.
+func (a *acks) result(w *ackWait) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if len(w.got) == 0 {
-		return fmt.Errorf("%w: by none of its devices within %s", ErrNoAck, timeout)
+		return fmt.Errorf("%w: by none of its devices within %s", ErrNoAck, w.timeout)
 	}
 	return nil
 }

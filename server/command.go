@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"context"
 	"errors"
 
 	"github.com/gobwas/ws"
@@ -210,11 +209,11 @@ func (w *worker) publish(c *conn, cmd *wire.Command) {
 	id, topic := bytes.Clone(cmd.ID), string(cmd.Topic)
 	m := Message{Data: bytes.Clone(cmd.Data), ID: string(cmd.MessageID)}
 	w.allowed(c, id, ActionPublish, topic, func(w *worker, c *conn) {
-		srv := w.srv
+		srv, handle := w.srv, w.handle(c)
 		var receipt Receipt
 		var err error
 		w.call(c, func() {
-			receipt, err = srv.Publish(context.Background(), topic, m)
+			receipt, err = srv.publishFrom(handle, topic, m)
 		}, func(w *worker, c *conn) {
 			if err != nil {
 				w.replyError(id, &wire.Error{Code: publishErrorCode(err), Message: err.Error()})

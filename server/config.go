@@ -84,6 +84,10 @@ type Config struct {
 	// PublishBudget bounds the bytes of messages that are published and not
 	// yet walked; a publish over it is refused with ErrBusy. Default 64 MiB.
 	PublishBudget int64
+	// IdempotencyBudget bounds the bytes that remembered idempotency keys and
+	// ids take; over it the oldest are forgotten before their two minutes are
+	// over. Default 32 MiB.
+	IdempotencyBudget int64
 
 	HandshakeTimeout time.Duration // accept to the end of the request head. Default 5 s
 	AuthTimeout      time.Duration // head to 101, Auth included. Default 8 s
@@ -158,6 +162,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.PublishBudget, 64<<20)
 	setDefault(&c.TopicLinger, 2*time.Minute)
 	setDefault(&c.LingerBudget, 32<<20)
+	setDefault(&c.IdempotencyBudget, 32<<20)
 	setDefault(&c.HandshakeTimeout, 5*time.Second)
 	setDefault(&c.AuthTimeout, 8*time.Second)
 	setDefault(&c.MessageTimeout, 10*time.Second)
@@ -214,6 +219,7 @@ func (c *Config) check() error {
 		{"OutboxBudget", c.OutboxBudget, 1 << 50},
 		{"PublishBudget", c.PublishBudget, 1 << 50},
 		{"LingerBudget", c.LingerBudget, 1 << 50},
+		{"IdempotencyBudget", c.IdempotencyBudget, 1 << 50},
 		{"HandshakeTimeout", int64(c.HandshakeTimeout), int64(maxTimeout)},
 		{"AuthTimeout", int64(c.AuthTimeout), int64(maxTimeout)},
 		{"MessageTimeout", int64(c.MessageTimeout), int64(maxTimeout)},

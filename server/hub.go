@@ -267,9 +267,12 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 
 // encode makes the frames of m. The raw one is left out while nobody wants it.
 func (m *message) encode(w *wire.Message, raw bool) {
-	envelope := make([]byte, 0, len(w.Data)+len(w.Topic)+len(w.ID)+64)
-	envelope = wire.AppendMessage(envelope, w)
-	m.frames[formatV1] = wire.AppendFrame(make([]byte, 0, len(envelope)+10), ws.OpText, envelope)
+	var header [10]byte // the longest of a frame without a mask
+	b := make([]byte, len(header), len(header)+len(w.Data)+len(w.Topic)+len(w.ID)+64)
+	b = wire.AppendMessage(b, w)
+	n := len(wire.AppendHeader(header[:0], ws.OpText, true, len(b)-len(header)))
+	m.frames[formatV1] = b[len(header)-n:]
+	copy(m.frames[formatV1], header[:n])
 	end := len(m.frames[formatV1]) - len("}")
 	m.data = m.frames[formatV1][end-len(w.Data) : end] // the caller keeps his
 	if raw {

@@ -51,9 +51,9 @@ type joining struct {
 	gap       *wire.Gap
 }
 
-func (b *inbox) append(it item) {
+func (b *inbox) append(items ...item) {
 	b.mu.Lock()
-	b.items = append(b.items, it)
+	b.items = append(b.items, items...)
 	b.mu.Unlock()
 }
 

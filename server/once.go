@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -10,66 +11,186 @@ import (
 
 // once remembers publishes by their idempotency key, so that a repeated one is
 // delivered once: RFC draft-ietf-httpapi-idempotency-key-header. Entries live
-// for onceWindow and are at most onceLimit; over that the oldest go early.
+// for onceWindow; over the budget the oldest go early.
 type once struct {
-	kernel kernel
+	kernel kernel // static
+	budget int64  // static, bytes
 
-	mu    sync.Mutex
-	seen  map[string]*onceEntry
-	order []*onceEntry // by age, oldest first
+	mu      sync.Mutex
+	seen    map[onceKey]*onceEntry
+	order   []*onceEntry // by age, oldest first
+	bytes   int64        // of all in order
+	evicted uint64       // that went early
 }
 
 const (
 	onceWindow = 2 * time.Minute
-	onceLimit  = 1 << 17
+	// onceOverhead is what an entry takes beside its strings and its message:
+	// itself, its channel, its places in the map and in order.
+	onceOverhead = 512
+	deviceSize   = 64 // of a device in a receipt, and in a message on its way
+	// placeTimeout bounds the bus for a publish with a key, which goes on
+	// without its requester.
+	placeTimeout = 10 * time.Second
 )
 
+// onceKey is a key and whose it is: callers do not share keys.
+type onceKey struct{ caller, key string }
+
+// onceEntry is one publish with a key. While it is on its way everybody who
+// asks for it waits for the same message; whoever sees its end first stores
+// the receipt, and the message is let go.
 type onceEntry struct {
-	key     string
-	hash    [sha256.Size]byte // of address and message
-	born    time.Duration
-	done    chan struct{} // closed when receipt and err are set
-	receipt Receipt
+	key    onceKey
+	hash   [sha256.Size]byte // of address and message
+	born   time.Duration
+	placed chan struct{} // closed when sent, or err, is set
+
+	// Guarded by once.mu.
+	size    int64 // as counted in once.bytes; 0 once it is not in order any more
+	sent    *sending
+	receipt Receipt // when sent is nil
 	err     error
 }
 
-// do runs publish for the first message with that key. A later one with the
-// same content waits for the first's receipt; one with another is refused.
-// A publish that sent nothing is forgotten, so that it can be tried again.
-func (o *once) do(ctx context.Context, key, address string, m *Message, publish func() (Receipt, error)) (Receipt, error) {
-	e := &onceEntry{key: key, hash: hashOf(address, m), born: o.kernel.Now(), done: make(chan struct{})}
+func newOnce(k kernel, budget int64) once {
+	return once{kernel: k, budget: budget, seen: map[onceKey]*onceEntry{}}
+}
+
+// placeOnce is place for a message with a key. The first with that key is
+// placed, and goes on if its requester leaves. A later one with the same
+// content joins it; one with another is refused.
+func (srv *Server) placeOnce(ctx context.Context, key onceKey, a *address, m *Message, b *batch) (sending, error) {
+	e, again, err := srv.once.enter(key, hashOf(a, m))
+	if err != nil {
+		return sending{}, err
+	}
+	if !again {
+		srv.placeFirst(ctx, e, a, m, b)
+	}
+	if err := srv.wait(ctx, e.placed); err != nil {
+		return sending{}, fmt.Errorf("wait for the first publish with key %q: %w", key.key, err)
+	}
+	return sending{entry: e, again: again}, srv.once.failed(e)
+}
+
+// placeFirst places the message of a new entry. Only a bus between nodes may
+// block; it then does so in a goroutine of its own, which outlives ctx.
+func (srv *Server) placeFirst(ctx context.Context, e *onceEntry, a *address, m *Message, b *batch) {
+	if _, local := srv.hub.bus.(localBus); local || a.verb != verbPublish {
+		s, err := srv.place(ctx, a, m, b)
+		srv.once.placed(e, s, err)
+		return
+	}
+	to, own := *a, *m
+	go func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), placeTimeout)
+		defer cancel()
+		s, err := srv.place(ctx, &to, &own, nil)
+		srv.once.placed(e, s, err)
+	}()
+}
+
+// awaitOnce is await for a message with a key.
+func (srv *Server) awaitOnce(ctx context.Context, e *onceEntry, again bool) (Receipt, error) {
+	s, r, err := srv.once.result(e)
+	if s != nil {
+		r, err = srv.await(ctx, s)
+		// What ended with ctx is this caller's end, not the message's.
+		if err == nil || ctx.Err() == nil {
+			srv.once.finish(e, r, err)
+		}
+	}
+	r.Duplicate = again && r.ID != ""
+	return r, err
+}
+
+// enter returns the entry of key, and whether it was there already.
+func (o *once) enter(key onceKey, hash [sha256.Size]byte) (e *onceEntry, again bool, err error) {
+	now := o.kernel.Now()
 	o.mu.Lock()
-	if first, ok := o.seen[key]; ok && e.born-first.born < onceWindow {
-		o.mu.Unlock()
-		if first.hash != e.hash {
-			return Receipt{}, fmt.Errorf("%w: %q came before with other content or another address", ErrReused, key)
+	defer o.mu.Unlock()
+	if e = o.seen[key]; e != nil && now-e.born < onceWindow {
+		if e.hash != hash {
+			return nil, false, fmt.Errorf("%w: %q came before with other content or another address", ErrReused, key.key)
 		}
-		select {
-		case <-first.done:
-		case <-ctx.Done():
-			return Receipt{}, fmt.Errorf("wait for the first publish with key %q: %w", key, ctx.Err())
-		}
-		r := first.receipt
-		r.Duplicate = first.err == nil
-		return r, first.err
+		return e, true, nil
 	}
-	if len(o.order) >= onceLimit {
-		o.dropOldestLocked()
-	}
+	e = &onceEntry{key: key, hash: hash, born: now, placed: make(chan struct{})}
 	o.seen[key] = e
 	o.order = append(o.order, e)
-	o.mu.Unlock()
+	e.size = onceOverhead
+	o.bytes += e.size
+	o.resizeLocked(e, 0, 0)
+	return e, false, nil
+}
 
-	e.receipt, e.err = publish()
-	close(e.done)
-	if e.err != nil && e.receipt.ID == "" { // nothing was sent
-		o.mu.Lock()
-		if o.seen[key] == e {
-			delete(o.seen, key)
-		}
-		o.mu.Unlock()
+// placed notes what became of an entry's message. One that was not sent is
+// forgotten, so that it can be tried again.
+func (o *once) placed(e *onceEntry, s sending, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if e.err = err; err != nil {
+		o.forgetLocked(e)
+	} else {
+		e.sent = &s
+		o.resizeLocked(e, s.out.cost, len(s.out.devices))
 	}
-	return e.receipt, e.err
+	close(e.placed)
+}
+
+// failed returns the error of an entry whose message was not sent.
+func (o *once) failed(e *onceEntry) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if e.sent == nil && e.receipt.ID == "" {
+		return e.err
+	}
+	return nil
+}
+
+// result returns the message on its way, or what became of it.
+func (o *once) result(e *onceEntry) (*sending, Receipt, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return e.sent, e.receipt, e.err
+}
+
+// finish stores what became of an entry's message, unless that is done. One
+// that nobody was there for any more is forgotten.
+func (o *once) finish(e *onceEntry, r Receipt, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if e.sent == nil {
+		return
+	}
+	e.sent, e.receipt, e.err = nil, r, err
+	if errors.Is(err, ErrNobody) {
+		o.forgetLocked(e)
+	}
+	o.resizeLocked(e, int64(len(r.ID)+len(r.Epoch)), len(r.Devices))
+}
+
+// resizeLocked counts e anew, if it still counts: n bytes beside its own, and
+// so many devices.
+func (o *once) resizeLocked(e *onceEntry, n int64, devices int) {
+	if e.size == 0 {
+		return
+	}
+	o.bytes -= e.size
+	e.size = onceOverhead + int64(len(e.key.caller)+len(e.key.key)) + n + int64(devices)*deviceSize
+	o.bytes += e.size
+	o.evictLocked()
+}
+
+// evictLocked drops the oldest entries until the rest is within the budget.
+// The newest always stays.
+func (o *once) evictLocked() {
+	for o.bytes > o.budget && len(o.order) > 1 {
+		if o.dropOldestLocked() {
+			o.evicted++
+		}
+	}
 }
 
 // forget drops what is older than the window.
@@ -81,21 +202,38 @@ func (o *once) forget(now time.Duration) {
 	}
 }
 
-func (o *once) dropOldestLocked() {
+// dropOldestLocked reports whether the entry could still have been asked for.
+func (o *once) dropOldestLocked() (live bool) {
 	e := o.order[0]
 	o.order[0] = nil
 	if o.order = o.order[1:]; len(o.order) == 0 {
 		o.order = nil
 	}
-	if o.seen[e.key] == e {
+	o.bytes -= e.size
+	e.size = 0
+	return o.forgetLocked(e)
+}
+
+// forgetLocked lets the next publish with the key of e be a first one. Its
+// place in order is kept until it is old.
+func (o *once) forgetLocked(e *onceEntry) (was bool) {
+	if was = o.seen[e.key] == e; was {
 		delete(o.seen, e.key)
 	}
+	return was
+}
+
+// evictions counts entries that went before their time.
+func (o *once) evictions() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.evicted
 }
 
 // hashOf digests what must be the same for two publishes to be the same.
-func hashOf(address string, m *Message) [sha256.Size]byte {
+func hashOf(a *address, m *Message) [sha256.Size]byte {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %q %d %d ", address, m.CollapseKey, m.Urgency, m.TTL, m.Rate)
+	fmt.Fprintf(h, "%q %q %q %q %q %q %d %d ", a.verb, a.topic, a.to.User, a.to.Conn, m.CollapseKey, m.Urgency, m.TTL, m.Rate)
 	h.Write(m.Data)
 	return [sha256.Size]byte(h.Sum(nil))
 }

@@ -25,7 +25,7 @@ type message struct {
 	subscribers atomic.Int32 // connections it is for; a broadcast's are known when done
 	outcome     tally
 	paced       atomic.Int64  // deliveries made of a message with a rate
-	began       time.Duration // kernel.Now when pacing began
+	began       time.Duration // kernel.Now at the publish
 	pending     atomic.Int32  // shards that have not walked it yet
 	done        chan struct{} // closed when there are none; nil if nobody waits
 	devices     []deviceNote  // of a push, by ordinal

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
@@ -11,147 +12,247 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// Publish sends m to the subscribers of topic. What the Receipt tells depends
-// on m.Wait. Errors wrap [ErrNobody], [ErrBadMessage], [ErrTooBig], [ErrBusy],
-// [ErrReused] or [ErrClosed], or are ctx's. Any goroutine may call it.
+// Publish sends m to the subscribers of topic; a topic without any is no error,
+// and the Receipt says Subscribers: 0. What else the Receipt tells depends on
+// m.Wait. Errors wrap [ErrBadMessage], [ErrTooBig], [ErrBusy], [ErrReused] or
+// [ErrClosed], or are ctx's. Any goroutine may call it.
+//
+// When ctx ends after the message has got its place, the message is delivered
+// all the same; only the caller waits no longer.
 func (srv *Server) Publish(ctx context.Context, topic string, m Message) (Receipt, error) {
-	if err := wire.CheckTopic(topic); err != nil {
-		srv.stats.publishRejected(ErrBadMessage)
-		return Receipt{}, fmt.Errorf("publish: %w: %s", ErrBadMessage, err.Message)
+	return srv.send(ctx, &address{verb: verbPublish, topic: topic}, &m)
+}
+
+// publishFrom is Publish for a client. Its ids are keys of its own: a user's,
+// or without a user the connection's, never a backend's.
+func (srv *Server) publishFrom(c Conn, topic string, m Message) (Receipt, error) {
+	caller := "user " + c.user
+	if c.user == "" {
+		caller = "conn " + strconv.FormatUint(uint64(c.ref), 36)
 	}
-	return srv.send(ctx, "publish", "topic "+topic, &m, func(out *message) (Receipt, error) {
-		at, err := srv.hub.bus.Publish(ctx, Publication{Topic: topic, Message: m, out: out})
-		if err == nil && !out.taken.Swap(true) {
-			srv.delivered(out) // nobody here, or it will come from elsewhere
-		}
-		return Receipt{Seq: at.Seq, Epoch: at.Epoch}, err
-	})
+	return srv.send(context.Background(), &address{verb: verbPublish, topic: topic, caller: caller}, &m)
 }
 
 // Push sends m to every device of a user, or to one connection, on topic
-// $user. The Receipt lists the devices. Errors are as of [Server.Publish], and
-// [ErrNoAck] for [WaitAck] when no device acknowledged in time; the Receipt
-// is then valid too.
+// $user. The Receipt lists the devices. Errors are as of [Server.Publish],
+// [ErrNobody] when there is no such connection, and [ErrNoAck] for [WaitAck]
+// when no device acknowledged in time; the Receipt is then valid too.
 func (srv *Server) Push(ctx context.Context, to Target, m Message) (Receipt, error) {
-	refs, err := srv.resolve(to)
-	if err != nil {
-		srv.stats.publishRejected(err)
-		return Receipt{}, fmt.Errorf("push: %w", err)
-	}
-	return srv.send(ctx, "push", "user "+to.User+" conn "+to.Conn, &m, func(out *message) (Receipt, error) {
-		if len(refs) == 0 {
-			return Receipt{}, fmt.Errorf("%w: %s has no connection", ErrNobody, to)
-		}
-		out.encode(&wire.Message{Topic: wire.UserTopic, ID: m.ID, Ack: m.Wait == WaitAck, Data: m.Data}, srv.hub.raw.Load() > 0)
-		out.subscribers.Store(int32(len(refs)))
-		out.devices = make([]deviceNote, len(refs))
-		out.pending.Store(int32(len(refs)))
-		for i, r := range refs {
-			out.devices[i] = deviceNote{ref: r, status: StatusPending}
-		}
-		if m.Wait == WaitAck {
-			out.acks = srv.acks.expect(m.ID, refs)
-		}
-		for i, r := range refs {
-			srv.post(r, item{kind: itemDirect, m: out, device: int32(i)})
-		}
-		return Receipt{}, nil
-	})
+	return srv.send(ctx, &address{verb: verbPush, to: to}, &m)
 }
 
-// Broadcast sends m to every open connection, on topic $all.
+// Broadcast sends m to every open connection, on topic $all. Errors are as of
+// [Server.Publish].
 func (srv *Server) Broadcast(ctx context.Context, m Message) (Receipt, error) {
-	return srv.send(ctx, "broadcast", "everybody", &m, func(out *message) (Receipt, error) {
-		n := int(srv.opened.Load())
-		if n == 0 {
-			return Receipt{}, fmt.Errorf("%w: no connection is open", ErrNobody)
-		}
-		out.encode(&wire.Message{Topic: wire.AllTopic, ID: m.ID, Data: m.Data}, srv.hub.raw.Load() > 0)
-		out.pending.Store(int32(len(srv.shards)))
-		for _, s := range srv.shards {
-			s.inbox.append(item{kind: itemAll, m: out})
-			s.wake()
-		}
-		return Receipt{Subscribers: n}, nil // about; the shards count
-	})
+	return srv.send(ctx, &address{verb: verbBroadcast}, &m)
 }
 
-// send is the common way of a publish: check, once, budget, place, wait.
-func (srv *Server) send(ctx context.Context, verb, address string, m *Message, place func(*message) (Receipt, error)) (Receipt, error) {
-	receipt, err := srv.sendOnce(ctx, address, m, place)
-	if err != nil {
-		srv.stats.publishRejected(err)
-		return receipt, fmt.Errorf("%s: %w", verb, err)
+// address says who a message is for, and who sends it.
+type address struct {
+	verb   verb
+	topic  string // of a publish
+	to     Target // of a push
+	caller string // whose ids and keys these are; "" for backends
+}
+
+// verb is the way of sending; errors begin with it.
+type verb string
+
+const (
+	verbPublish   verb = "publish"
+	verbPush      verb = "push"
+	verbBroadcast verb = "broadcast"
+)
+
+func (a *address) check() error {
+	switch a.verb {
+	case verbPublish:
+		if err := wire.CheckTopic(a.topic); err != nil {
+			return fmt.Errorf("%w: %s", ErrBadMessage, err.Message)
+		}
+	case verbPush:
+		return a.to.check()
 	}
-	return receipt, nil
+	return nil
 }
 
-func (srv *Server) sendOnce(ctx context.Context, address string, m *Message, place func(*message) (Receipt, error)) (Receipt, error) {
-	if err := srv.check(m); err != nil {
-		return Receipt{}, err
+// sending is a message that has its place, and what is needed to wait for it.
+// Several callers may wait for one.
+type sending struct {
+	id    string
+	at    Position
+	wait  Wait
+	about int // connections of a broadcast, which its shards count later
+	out   *message
+	entry *onceEntry // of its key; nil without one. The fields above are then unused
+	again bool       // another publish with this key came first
+}
+
+// send is the common way of a single publish.
+func (srv *Server) send(ctx context.Context, a *address, m *Message) (Receipt, error) {
+	var r Receipt
+	s, err := srv.begin(ctx, a, m, nil)
+	if err == nil {
+		r, err = srv.await(ctx, &s)
+	}
+	return r, srv.refused(a.verb, err)
+}
+
+// refused counts err and says what failed; nil stays nil.
+func (srv *Server) refused(v verb, err error) error {
+	if err == nil {
+		return nil
+	}
+	srv.stats.publishRejected(err)
+	return fmt.Errorf("%s: %w", v, err)
+}
+
+// begin checks m and gives it its place; with a key only if no other has had
+// it. b is the batch that m belongs to, or nil.
+func (srv *Server) begin(ctx context.Context, a *address, m *Message, b *batch) (sending, error) {
+	if err := a.check(); err != nil {
+		return sending{}, err
+	}
+	if err := srv.check(m, b.known(m.Data)); err != nil {
+		return sending{}, err
+	}
+	if b != nil {
+		b.valid = m.Data
 	}
 	if srv.draining.Load() && srv.conns.Load() == 0 || srv.closed.Load() {
-		return Receipt{}, ErrClosed
+		return sending{}, ErrClosed
 	}
-	key := m.IdempotencyKey
-	if key == "" {
-		key = m.ID
-	}
+	key := cmp.Or(m.IdempotencyKey, m.ID)
 	if m.ID == "" {
 		m.ID = srv.newID()
 	}
 	if key == "" {
-		return srv.deliverAndWait(ctx, m, place)
+		return srv.place(ctx, a, m, b)
 	}
-	return srv.once.do(ctx, key, address, m, func() (Receipt, error) {
-		return srv.deliverAndWait(ctx, m, place)
-	})
+	return srv.placeOnce(ctx, onceKey{a.caller, key}, a, m, b)
 }
 
-func (srv *Server) deliverAndWait(ctx context.Context, m *Message, place func(*message) (Receipt, error)) (Receipt, error) {
+// place puts m on its way. An error means that it was sent to nobody.
+func (srv *Server) place(ctx context.Context, a *address, m *Message, b *batch) (sending, error) {
 	out := srv.newMessage(m)
 	if srv.publishBytes.Add(out.cost) > srv.cfg.PublishBudget {
 		srv.publishBytes.Add(-out.cost)
-		return Receipt{}, ErrBusy
+		return sending{}, ErrBusy
 	}
-	if m.Wait > WaitNone {
+	if m.Wait > WaitNone || b != nil {
 		out.done = make(chan struct{})
 	}
-	start := srv.kernel.Now()
-	receipt, err := place(out)
+	var at Position
+	var err error
+	about := 0
+	switch a.verb {
+	case verbPublish:
+		at, err = srv.hub.bus.Publish(ctx, Publication{Topic: a.topic, Message: *m, out: out})
+		if err == nil && !out.taken.Swap(true) {
+			srv.delivered(out) // nobody here, or it will come from elsewhere
+		}
+	case verbPush:
+		err = srv.push(out, a.to, m, b)
+	case verbBroadcast:
+		about = int(srv.opened.Load())
+		srv.broadcast(out, m)
+	}
 	if err != nil {
 		if !out.taken.Swap(true) {
 			srv.publishBytes.Add(-out.cost)
 		}
-		return Receipt{}, err
+		return sending{}, err
 	}
 	srv.stats.published.Add(1)
-	receipt.ID, receipt.Subscribers = m.ID, max(receipt.Subscribers, int(out.subscribers.Load()))
-	if m.Wait == WaitNone {
-		return receipt, nil
+	return sending{id: m.ID, at: at, wait: m.Wait, about: about, out: out}, nil
+}
+
+// push gives out to every connection of a target.
+func (srv *Server) push(out *message, to Target, m *Message, b *batch) error {
+	var few [4]ref
+	refs := srv.resolve(few[:0], to)
+	if len(refs) == 0 {
+		return fmt.Errorf("%w: %s has no connection", ErrNobody, to)
 	}
-	if out.acks != nil {
-		defer srv.acks.forget(m.ID, out.acks)
+	out.encode(&wire.Message{Topic: wire.UserTopic, ID: m.ID, Ack: m.Wait == WaitAck, Data: m.Data}, srv.hub.raw.Load() > 0)
+	out.subscribers.Store(int32(len(refs)))
+	out.devices = make([]deviceNote, len(refs))
+	out.pending.Store(int32(len(refs)))
+	for i, r := range refs {
+		out.devices[i] = deviceNote{ref: r, status: StatusPending}
 	}
-	select {
-	case <-out.done:
-		srv.stats.fanout.observe(srv.kernel.Now() - start)
-	case <-ctx.Done():
-		return receipt, fmt.Errorf("wait for delivery: %w", ctx.Err())
+	if m.Wait == WaitAck {
+		out.acks = srv.acks.expect(m.ID, refs, m.AckTimeout)
 	}
+	for i, r := range refs {
+		it := item{kind: itemDirect, m: out, device: int32(i)}
+		if b != nil {
+			b.post(r, it)
+		} else {
+			srv.post(r, it)
+		}
+	}
+	return nil
+}
+
+// broadcast gives out to every shard.
+func (srv *Server) broadcast(out *message, m *Message) {
+	out.encode(&wire.Message{Topic: wire.AllTopic, ID: m.ID, Data: m.Data}, srv.hub.raw.Load() > 0)
+	out.pending.Store(int32(len(srv.shards)))
+	for _, s := range srv.shards {
+		s.inbox.append(item{kind: itemAll, m: out})
+		s.wake()
+	}
+}
+
+// await waits as the message asks and returns its receipt. The error of a
+// caller who does not wait to the end is ctx's.
+func (srv *Server) await(ctx context.Context, s *sending) (Receipt, error) {
+	if s.entry != nil {
+		return srv.awaitOnce(ctx, s.entry, s.again)
+	}
+	out := s.out
+	r := Receipt{ID: s.id, Seq: s.at.Seq, Epoch: s.at.Epoch, Subscribers: max(s.about, int(out.subscribers.Load()))}
+	if s.wait == WaitNone {
+		return r, nil
+	}
+	err := srv.wait(ctx, out.done)
 	switch {
+	case err != nil:
+		return r, fmt.Errorf("wait for delivery: %w", err)
 	case out.allGone():
 		err = fmt.Errorf("%w: every connection has ended", ErrNobody)
 	case out.acks != nil:
 		for _, d := range out.devices {
 			if d.status == StatusDropped {
-				out.acks.giveUp(d.ref)
+				srv.acks.giveUp(out.acks, d.ref)
 			}
 		}
-		err = out.acks.wait(ctx, m.AckTimeout)
+		if err = srv.wait(ctx, out.acks.end); err != nil {
+			err = fmt.Errorf("wait for acknowledgements: %w", err)
+		} else {
+			err = srv.acks.result(out.acks)
+		}
 	}
-	out.fill(srv, &receipt)
-	return receipt, err
+	out.fill(srv, &r)
+	return r, err
+}
+
+// wait waits until done is closed, or returns why it will not be waited for.
+func (srv *Server) wait(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-srv.ended:
+	}
+	select {
+	case <-done:
+		return nil
+	default:
+		return ErrClosed // no shard has a turn any more
+	}
 }
 
 // allGone reports whether m is a push and none of its connections is there
@@ -169,17 +270,27 @@ func (m *message) allGone() bool {
 func (m *message) fill(srv *Server, r *Receipt) {
 	r.Subscribers = int(m.subscribers.Load())
 	r.Written, r.Queued, r.Dropped = m.outcome.read()
-	for _, d := range m.devices {
-		status := d.status
-		if m.acks != nil && m.acks.has(d.ref) {
-			status = StatusAcked
+	if len(m.devices) == 0 {
+		return
+	}
+	r.Devices = make([]Device, len(m.devices))
+	ids := make([]byte, 0, (len(m.devices)+1)*idLength) // append needs a little room behind the last one
+	for i, d := range m.devices {
+		r.Devices[i].Status = d.status
+		if m.acks != nil && srv.acks.has(m.acks, d.ref) {
+			r.Devices[i].Status = StatusAcked
 		}
-		r.Devices = append(r.Devices, Device{Conn: string(srv.ids.append(nil, d.ref)), Status: status})
+		ids = srv.ids.append(ids, d.ref)
+	}
+	all := string(ids)
+	for i := range r.Devices {
+		r.Devices[i].Conn = all[i*idLength : (i+1)*idLength]
 	}
 }
 
-// check refuses what cannot be sent and fills in defaults.
-func (srv *Server) check(m *Message) error {
+// check refuses what cannot be sent and fills in defaults. valid says that the
+// data is known to be JSON.
+func (srv *Server) check(m *Message, valid bool) error {
 	switch {
 	case len(m.Data) == 0:
 		return fmt.Errorf("%w: data is missing", ErrBadMessage)
@@ -199,17 +310,21 @@ func (srv *Server) check(m *Message) error {
 	default:
 		return fmt.Errorf("%w: urgency is %q, it must be very-low, low, normal or high", ErrBadMessage, m.Urgency)
 	}
-	if err := wire.CheckJSON(m.Data); err != nil {
-		return fmt.Errorf("%w: data: %w", ErrBadMessage, err)
+	if !valid {
+		if err := wire.CheckJSON(m.Data); err != nil {
+			return fmt.Errorf("%w: data: %w", ErrBadMessage, err)
+		}
 	}
 	setDefault(&m.AckTimeout, 10*time.Second)
 	return nil
 }
 
+// costOf is what m takes of the publish budget.
+func costOf(m *Message) int64 { return int64(len(m.Data)) + 512 }
+
 // newMessage makes what shards pass on; encode gives it its bytes.
 func (srv *Server) newMessage(m *Message) *message {
-	out := &message{key: m.CollapseKey, rate: m.Rate, cost: int64(len(m.Data)) + 512}
-	out.began = srv.kernel.Now()
+	out := &message{key: m.CollapseKey, rate: m.Rate, cost: costOf(m), began: srv.kernel.Now()}
 	if m.TTL > 0 {
 		out.expires = out.began + m.TTL
 	}
@@ -220,13 +335,15 @@ func (srv *Server) newMessage(m *Message) *message {
 func (srv *Server) delivered(m *message) {
 	srv.publishBytes.Add(-m.cost)
 	if m.done != nil {
+		srv.stats.fanout.observe(srv.kernel.Now() - m.began)
 		close(m.done)
 	}
 }
 
 // newID returns a message id that no other message has.
 func (srv *Server) newID() string {
-	return srv.idPrefix + strconv.FormatUint(srv.idNext.Add(1), 36)
+	var b [32]byte
+	return string(strconv.AppendUint(append(b[:0], srv.idPrefix...), srv.idNext.Add(1), 36))
 }
 
 func randomName() string {
@@ -243,23 +360,28 @@ func (t Target) String() string {
 	return fmt.Sprintf("conn %q", t.Conn)
 }
 
-// resolve returns the connections that t names. One that has ended meanwhile
-// may be among them.
-func (srv *Server) resolve(t Target) ([]ref, error) {
-	switch {
-	case (t.User == "") == (t.Conn == ""):
-		return nil, fmt.Errorf("%w: give either user or conn", ErrBadMessage)
-	case t.User != "":
+func (t Target) check() error {
+	if (t.User == "") == (t.Conn == "") {
+		return fmt.Errorf("%w: give either user or conn", ErrBadMessage)
+	}
+	if t.User != "" {
 		if err := wire.CheckUser(t.User); err != nil {
-			return nil, fmt.Errorf("%w: %s", ErrBadMessage, err.Message)
+			return fmt.Errorf("%w: %s", ErrBadMessage, err.Message)
 		}
-		return srv.hub.devices(nil, t.User), nil
 	}
-	r, ok := srv.ids.parse(t.Conn)
-	if !ok {
-		return nil, fmt.Errorf("%w: %s is not a connection of this server", ErrNobody, t)
+	return nil
+}
+
+// resolve appends the connections that t names to dst. Some of them may have
+// ended meanwhile.
+func (srv *Server) resolve(dst []ref, t Target) []ref {
+	if t.User != "" {
+		return srv.hub.devices(dst, t.User)
 	}
-	return []ref{r}, nil
+	if r, ok := srv.ids.parse(t.Conn); ok {
+		dst = append(dst, r)
+	}
+	return dst
 }
 
 // post leaves it in the inbox of the shard that r belongs to.
@@ -280,12 +402,12 @@ func (srv *Server) Disconnect(_ context.Context, to Target, code wire.CloseCode,
 	if reason == "" {
 		reason = code.String()
 	}
-	refs, err := srv.resolve(to)
-	if err == nil && len(refs) == 0 {
-		err = fmt.Errorf("%w: %s has no connection", ErrNobody, to)
-	}
-	if err != nil {
+	if err := to.check(); err != nil {
 		return 0, fmt.Errorf("disconnect: %w", err)
+	}
+	refs := srv.resolve(nil, to)
+	if len(refs) == 0 {
+		return 0, fmt.Errorf("disconnect: %w: %s has no connection", ErrNobody, to)
 	}
 	for _, r := range refs {
 		srv.post(r, item{kind: itemClose, x: closing{code, reason}})
@@ -303,14 +425,14 @@ func (srv *Server) User(name string) []string {
 }
 
 // Topic returns where a topic stands and how many connections are subscribed
-// to it; ok is false if none is, nor was for Config.TopicLinger.
+// to it; ok is false if none is.
 func (srv *Server) Topic(name string) (at Position, subscribers int, ok bool) {
 	st := srv.hub.topics.stripe(name)
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	t := srv.hub.findLocked(st, name)
+	t := st.find(name)
 	if t == nil {
 		return Position{}, 0, false
 	}
-	return Position(srv.hub.position(t)), int(t.n), true
+	return Position(srv.hub.position(*t)), int((*t).n), true
 }

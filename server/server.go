@@ -99,7 +99,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	srv.log = limitedLog{logger: cfg.Logger, last: map[string]time.Time{}}
 	srv.acks.waiting = map[string][]*ackWait{}
-	srv.once = once{kernel: srv.kernel, seen: map[string]*onceEntry{}}
+	srv.once = newOnce(srv.kernel, cfg.IdempotencyBudget)
 	srv.hub = newHub(srv)
 	if err := srv.start(); err != nil {
 		return nil, fmt.Errorf("server: %w", err)
