@@ -16,7 +16,7 @@ import (
 
 func TestMetricsTellWhatStatsSays(t *testing.T) {
 	b := &backend{stats: server.Stats{
-		Connections: 15000, Capacity: 19936, Draining: true, Deliveries: 7,
+		Connections: 15000, Capacity: 19936, Draining: true, Deliveries: 7, IdempotencyBytes: 512, IdempotencyEvictions: 9,
 		HandshakeRejects: map[string]uint64{"timeout": 3},
 		Closes:           map[server.CloseKind]uint64{{Code: 3008, By: "server"}: 4, {Code: 4000, By: "client"}: 1, {Code: 4001, By: "client"}: 2},
 	}}
@@ -26,7 +26,7 @@ func TestMetricsTellWhatStatsSays(t *testing.T) {
 	b.stats.FanoutSeconds.Sum = 40 * time.Second
 	got := do(New(b, Config{}), get("/metrics")).Body.String()
 	for _, line := range []string{
-		"tocsin_connections 15000", "tocsin_max_connections 19936", "tocsin_draining 1", "tocsin_deliveries_total 7",
+		"tocsin_connections 15000", "tocsin_max_connections 19936", "tocsin_draining 1", "tocsin_deliveries_total 7", "tocsin_idempotency_bytes 512", "tocsin_idempotency_evictions_total 9",
 		`tocsin_handshake_rejects_total{reason="timeout"} 3`,
 		`tocsin_closes_total{by="server",code="3008"} 4`, `tocsin_closes_total{by="client",code="other"} 3`,
 		`tocsin_fanout_seconds_bucket{le="1e-06"} 2`, `tocsin_fanout_seconds_bucket{le="0.000512"} 2`,

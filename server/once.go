@@ -223,11 +223,11 @@ func (o *once) forgetLocked(e *onceEntry) (was bool) {
 	return was
 }
 
-// evictions counts entries that went before their time.
-func (o *once) evictions() uint64 {
+// usage returns the bytes of all entries, and how many went before their time.
+func (o *once) usage() (bytes int64, evicted uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.evicted
+	return o.bytes, o.evicted
 }
 
 // hashOf digests what must be the same for two publishes to be the same.

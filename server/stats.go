@@ -51,6 +51,9 @@ type Stats struct {
 	TurnSeconds   Histogram // length of a turn
 	WaitSeconds   Histogram // from a shard being ready to its turn
 	HookSeconds   Histogram
+
+	IdempotencyBytes     int64  // remembered keys and their receipts
+	IdempotencyEvictions uint64 // keys forgotten before their two minutes
 }
 
 // CloseKind labels the end of an upgraded connection.
@@ -231,6 +234,7 @@ func (srv *Server) Stats() Stats {
 		WaitSeconds:      st.wait.snapshot(),
 		HookSeconds:      st.hook.snapshot(),
 	}
+	out.IdempotencyBytes, out.IdempotencyEvictions = srv.once.usage()
 	for i, s := range srv.shards {
 		out.Deliveries += s.count.deliveries.Load()
 		out.FramesIn += s.count.framesIn.Load()

@@ -38,10 +38,11 @@ type settings struct {
 
 	Overflow []server.OverflowRule `group:"clients" placeholder:"PREFIX=POLICY" help:"What a full outbox means for topics that start with PREFIX: disconnect (the default), drop_oldest or latest. Repeatable; the longest prefix counts."`
 
-	MaxPublish    int           `group:"publish" type:"size" min:"1" max:"1GiB" word:"auto" default:"auto" help:"Bytes of a published message; more gets 413. auto: max-message."`
-	PublishBudget int64         `group:"publish" type:"size" min:"1" max:"1024TiB" default:"64MiB" help:"Bytes published and not yet delivered; more gets 429."`
-	APIRate       int           `group:"publish" type:"count" min:"1" max:"1000000" word:"off" default:"off" help:"Requests a second with one API key; more gets 429."`
-	APITimeout    time.Duration `group:"publish" type:"duration" min:"10ms" max:"24h" default:"10s" help:"An API request's head, and its body, from first to last byte."`
+	MaxPublish        int           `group:"publish" type:"size" min:"1" max:"1GiB" word:"auto" default:"auto" help:"Bytes of a published message; more gets 413. auto: max-message."`
+	PublishBudget     int64         `group:"publish" type:"size" min:"1" max:"1024TiB" default:"64MiB" help:"Bytes published and not yet delivered; more gets 429."`
+	IdempotencyBudget int64         `group:"publish" type:"size" min:"1" max:"1024TiB" default:"32MiB" help:"Bytes of remembered idempotency keys; over it the oldest are forgotten early."`
+	APIRate           int           `group:"publish" type:"count" min:"1" max:"1000000" word:"off" default:"off" help:"Requests a second with one API key; more gets 429."`
+	APITimeout        time.Duration `group:"publish" type:"duration" min:"10ms" max:"24h" default:"10s" help:"An API request's head, and its body, from first to last byte."`
 
 	HandshakeTimeout time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"5s" help:"Accept to the end of the request's head."`
 	AuthTimeout      time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"8s" help:"The head to the answer, authentication included."`
@@ -81,7 +82,7 @@ func (s *settings) serverConfig(log *slog.Logger) server.Config {
 		MaxConnections: s.MaxConnections, MaxUserConns: s.MaxUserConns, MaxTopics: s.MaxTopics,
 		MaxMessage: s.MaxMessage, MaxFrames: s.MaxFrames, MaxControl: s.MaxControl,
 		MaxOutbox: s.MaxOutbox, MaxPublish: s.maxPublish(),
-		OutboxBudget: s.OutboxBudget, PublishBudget: s.PublishBudget,
+		OutboxBudget: s.OutboxBudget, PublishBudget: s.PublishBudget, IdempotencyBudget: s.IdempotencyBudget,
 		HandshakeTimeout: s.HandshakeTimeout, AuthTimeout: s.AuthTimeout,
 		MessageTimeout: s.MessageTimeout, WriteTimeout: s.WriteTimeout, OutboxAge: s.OutboxAge,
 		PingInterval: s.PingInterval, PongTimeout: s.PongTimeout,
