@@ -44,7 +44,7 @@
 //
 // In this order, and never two of one kind together: a stripe of the topic
 // index or of the user index; an inbox; a pool. listener.mu comes before an
-// inbox, acks.mu before ackWait.mu; hookCall.mu stands alone. Nothing is called
+// inbox; acks.mu, once.mu and hookCall.mu stand alone. Nothing is called
 // out while a lock is held, but for Bus.Subscribe and Bus.Unsubscribe, which
 // must not block.
 //

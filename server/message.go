@@ -11,7 +11,9 @@ type Message struct {
 	ID string
 	// IdempotencyKey makes a repeated publish, within two minutes and with the
 	// same content and address, deliver once: the repetition gets the first's
-	// Receipt. Default: ID, if that is given.
+	// Receipt, and waits for it while the message is on its way, whether the
+	// first caller still waits or not. What was not sent may be tried again.
+	// Keys of clients are apart. Default: ID, if that is given.
 	IdempotencyKey string
 	// CollapseKey: of waiting messages with the same key on a topic whose
 	// policy is [Latest], only the newest is kept.
@@ -25,7 +27,7 @@ type Message struct {
 	Rate int
 	// Wait says what the call waits for, and so what the Receipt can tell.
 	Wait Wait
-	// AckTimeout bounds WaitAck. Default 10 s.
+	// AckTimeout bounds WaitAck, from the publish on. Default 10 s.
 	AckTimeout time.Duration
 }
 
@@ -38,7 +40,7 @@ const (
 	WaitNone Wait = iota
 	// WaitSent: every subscriber's copy was written, queued or dropped.
 	WaitSent
-	// WaitAck: every device of a push acknowledged, or AckTimeout passed.
+	// WaitAck: every device of a push acknowledged or was dropped, or AckTimeout passed.
 	WaitAck
 )
 

@@ -198,7 +198,9 @@ func (o *once) forget(now time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for len(o.order) > 0 && now-o.order[0].born >= onceWindow {
-		o.dropOldestLocked()
+		if o.dropOldestLocked(); len(o.order) == 0 {
+			o.seen = map[onceKey]*onceEntry{} // the old one keeps its size
+		}
 	}
 }
 

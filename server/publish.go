@@ -238,20 +238,22 @@ func (srv *Server) await(ctx context.Context, s *sending) (Receipt, error) {
 	return r, err
 }
 
-// wait waits until done is closed, or returns why it will not be waited for.
-func (srv *Server) wait(ctx context.Context, done <-chan struct{}) error {
+// wait waits until done is closed, or returns why it never will be or is not
+// waited for any longer.
+func (srv *Server) wait(ctx context.Context, done <-chan struct{}) (err error) {
 	select {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		err = ctx.Err()
 	case <-srv.ended:
+		err = ErrClosed // no shard has a turn any more
 	}
 	select {
-	case <-done:
+	case <-done: // too
 		return nil
 	default:
-		return ErrClosed // no shard has a turn any more
+		return err
 	}
 }
 
