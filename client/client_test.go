@@ -114,11 +114,11 @@ func TestEvents(t *testing.T) {
 		if e := <-s.events; e.Welcome == nil || e.Welcome.Conn != "c1" {
 			t.Errorf("first event %+v, want the welcome", e)
 		}
-		p.send(`{"topic":"$user","id":"m1","ack":true,"data":{"hi": 1}}`)
+		p.send(`{"topic":"$user","id":"m1","urgency":"low","ack":true,"data":{"hi": 1}}`)
 		p.send(`{"gap":{"topic":"news","epoch":"x","from":3,"to":5,"reason":"overflow"}}`)
 		p.send(`{"cancel":{"topic":"news","reason":"permission denied"}}`)
 		p.send(`{"goodbye":{"code":3001,"reason":"shutdown","retry_after_ms":10}}`)
-		if m := s.nextEvent().Message; m == nil || m.Topic != "$user" || m.ID != "m1" || !m.Ack || string(m.Data) != `{"hi": 1}` {
+		if m := s.nextEvent().Message; m == nil || m.Topic != "$user" || m.ID != "m1" || m.Urgency != "low" || !m.Ack || string(m.Data) != `{"hi": 1}` {
 			t.Errorf("message %+v", m)
 		}
 		if g := s.nextEvent().Gap; g == nil || *g != (wire.Gap{Topic: "news", Epoch: "x", From: 3, To: 5, Reason: "overflow"}) {

@@ -195,6 +195,36 @@ func TestRefusedPublishes(t *testing.T) {
 	}
 }
 
+// Every way of sending tells the urgency, but for the default.
+func TestUrgencyReachesClients(t *testing.T) {
+	t.Parallel()
+	srv, addr := serve(t, server.Config{})
+	c, _ := joined(t, addr, "/ws?user=ann&topics=t")
+	raw := wstest.Dial(t, addr, "/ws?user=ann&topics=t&format=raw")
+	until(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == 2 })
+	for given, want := range map[string]string{"": "", "very-low": "very-low", "low": "low", "normal": "", "high": "high"} {
+		m := server.Message{Data: []byte("1"), Urgency: given}
+		_, err1 := srv.Publish(t.Context(), "t", m)
+		_, err2 := srv.Push(t.Context(), server.Target{User: "ann"}, m)
+		_, err3 := srv.Broadcast(t.Context(), m)
+		if err := errors.Join(err1, err2, err3); err != nil {
+			t.Fatal(err)
+		}
+		topics := map[string]bool{}
+		for range 3 {
+			got := c.Event().Message
+			if got.Urgency != want {
+				t.Errorf("urgency %q arrives on %s as %q, want %q", given, got.Topic, got.Urgency, want)
+			}
+			topics[got.Topic] = true
+			raw.WantText("1")
+		}
+		if len(topics) != 3 {
+			t.Errorf("came on %v", topics)
+		}
+	}
+}
+
 // Eight publishers of one topic: every subscriber gets everything, in one order.
 func TestOrder(t *testing.T) {
 	t.Parallel()

@@ -247,7 +247,7 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 		h.srv.publishBytes.Add(m.cost)
 	}
 	m.topic, m.policy = t, policyOf(h.srv.cfg.overflow(t.name))
-	m.encode(&wire.Message{Topic: t.name, Seq: seq, ID: p.Message.ID, Data: p.Message.Data}, h.raw.Load() > 0)
+	m.encode(&wire.Message{Topic: t.name, Seq: seq, ID: p.Message.ID, Urgency: p.Message.Urgency, Data: p.Message.Data}, h.raw.Load() > 0)
 	m.seq = seq
 	if m.policy != policyDisconnect || m.expires != 0 {
 		m.epoch = h.position(t).Epoch // a gap names it
@@ -268,7 +268,7 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 // encode makes the frames of m. The raw one is left out while nobody wants it.
 func (m *message) encode(w *wire.Message, raw bool) {
 	var header [10]byte // the longest of a frame without a mask
-	b := make([]byte, len(header), len(header)+len(w.Data)+len(w.Topic)+len(w.ID)+64)
+	b := make([]byte, len(header), len(header)+len(w.Data)+len(w.Topic)+len(w.ID)+96)
 	b = wire.AppendMessage(b, w)
 	n := len(wire.AppendHeader(header[:0], ws.OpText, true, len(b)-len(header)))
 	m.frames[formatV1] = b[len(header)-n:]

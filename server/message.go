@@ -18,8 +18,9 @@ type Message struct {
 	// CollapseKey: of waiting messages with the same key on a topic whose
 	// policy is [Latest], only the newest is kept.
 	CollapseKey string
-	// Urgency is carried for the backend's own use: very-low, low, normal or
-	// high, RFC 8030 section 5.3. Live delivery is immediate for all four.
+	// Urgency is told to the clients: very-low, low, normal or high, RFC 8030
+	// section 5.3. Normal is the default and not told. It changes nothing in
+	// how the message is delivered.
 	Urgency string
 	// TTL: the message is not sent once this old. 0: no limit.
 	TTL time.Duration

@@ -174,7 +174,7 @@ func (srv *Server) push(out *message, to Target, m *Message, b *batch) error {
 	if len(refs) == 0 {
 		return fmt.Errorf("%w: %s has no connection", ErrNobody, to)
 	}
-	out.encode(&wire.Message{Topic: wire.UserTopic, ID: m.ID, Ack: m.Wait == WaitAck, Data: m.Data}, srv.hub.raw.Load() > 0)
+	out.encode(&wire.Message{Topic: wire.UserTopic, ID: m.ID, Urgency: m.Urgency, Ack: m.Wait == WaitAck, Data: m.Data}, srv.hub.raw.Load() > 0)
 	out.subscribers.Store(int32(len(refs)))
 	out.devices = make([]deviceNote, len(refs))
 	out.pending.Store(int32(len(refs)))
@@ -197,7 +197,7 @@ func (srv *Server) push(out *message, to Target, m *Message, b *batch) error {
 
 // broadcast gives out to every shard.
 func (srv *Server) broadcast(out *message, m *Message) {
-	out.encode(&wire.Message{Topic: wire.AllTopic, ID: m.ID, Data: m.Data}, srv.hub.raw.Load() > 0)
+	out.encode(&wire.Message{Topic: wire.AllTopic, ID: m.ID, Urgency: m.Urgency, Data: m.Data}, srv.hub.raw.Load() > 0)
 	out.pending.Store(int32(len(srv.shards)))
 	for _, s := range srv.shards {
 		s.inbox.append(item{kind: itemAll, m: out})
@@ -308,7 +308,9 @@ func (srv *Server) check(m *Message, valid bool) error {
 		return fmt.Errorf("%w: ttl, rate and timeout cannot be negative", ErrBadMessage)
 	}
 	switch m.Urgency {
-	case "", "very-low", "low", "normal", "high":
+	case "", "very-low", "low", "high":
+	case "normal":
+		m.Urgency = "" // the same, RFC 8030 section 5.3
 	default:
 		return fmt.Errorf("%w: urgency is %q, it must be very-low, low, normal or high", ErrBadMessage, m.Urgency)
 	}

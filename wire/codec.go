@@ -156,6 +156,9 @@ func AppendMessage(dst []byte, m *Message) []byte {
 	if m.ID != "" {
 		dst = AppendString(append(dst, `,"id":`...), m.ID)
 	}
+	if m.Urgency != "" {
+		dst = AppendString(append(dst, `,"urgency":`...), m.Urgency)
+	}
 	if m.Ack {
 		dst = append(dst, `,"ack":true`...)
 	}
@@ -214,11 +217,12 @@ func AppendCancel(dst []byte, c Cancel) []byte {
 func ParseEvent(b []byte) (Event, error) {
 	var e struct {
 		Event
-		Topic string          `json:"topic"`
-		Seq   uint64          `json:"seq"`
-		Ack   bool            `json:"ack"`
-		MsgID json.RawMessage `json:"id"`
-		Data  json.RawMessage `json:"data"`
+		Topic   string          `json:"topic"`
+		Seq     uint64          `json:"seq"`
+		Urgency string          `json:"urgency"`
+		Ack     bool            `json:"ack"`
+		MsgID   json.RawMessage `json:"id"`
+		Data    json.RawMessage `json:"data"`
 	}
 	if err := json.Unmarshal(b, &e); err != nil {
 		return Event{}, err
@@ -232,7 +236,7 @@ func ParseEvent(b []byte) (Event, error) {
 		}
 		return e.Event, nil
 	}
-	m := &Message{Topic: e.Topic, Seq: e.Seq, Ack: e.Ack, Data: e.Data}
+	m := &Message{Topic: e.Topic, Seq: e.Seq, Urgency: e.Urgency, Ack: e.Ack, Data: e.Data}
 	if len(e.MsgID) > 0 {
 		if err := json.Unmarshal(e.MsgID, &m.ID); err != nil {
 			return Event{}, err

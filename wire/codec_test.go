@@ -349,9 +349,24 @@ func TestMessages(t *testing.T) {
 			{Topic: s, Data: []byte(`null`)},
 			{Topic: s, Seq: 17, ID: s, Data: []byte(`{"topic":"inner","welcome":{},"id":1}`)},
 			{Topic: UserTopic, ID: s, Ack: true, Data: []byte(`[1, 2]`)},
+			{Topic: UserTopic, ID: s, Urgency: "very-low", Ack: true, Data: []byte(`[1, 2]`)},
+			{Topic: AllTopic, Urgency: s, Data: []byte(`{"urgency":"inner"}`)},
 			{Topic: AllTopic, Seq: 1<<64 - 1, Data: []byte(`"` + strings.Repeat("é", 1000) + `"`)},
 		} {
 			wantEvent(t, AppendMessage(nil, &m), Event{Message: &m})
+		}
+	}
+}
+
+// A message without urgency is not a byte longer than it was.
+func TestMessageOnTheWire(t *testing.T) {
+	for want, m := range map[string]Message{
+		`{"topic":"a","data":1}`:                                                {Topic: "a", Data: []byte("1")},
+		`{"topic":"a","seq":7,"id":"m","data":1}`:                               {Topic: "a", Seq: 7, ID: "m", Data: []byte("1")},
+		`{"topic":"$user","id":"m","urgency":"high","ack":true,"data":{"a":1}}`: {Topic: UserTopic, ID: "m", Urgency: "high", Ack: true, Data: []byte(`{"a":1}`)},
+	} {
+		if got := string(AppendMessage(nil, &m)); got != want {
+			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 }
@@ -380,7 +395,7 @@ func dump(e Event) string {
 }
 
 func TestParseEventErrors(t *testing.T) {
-	for _, s := range []string{``, `{`, `[]`, `"x"`, `{"id":{}}`, `{"id":-1,"ok":{}}`, `{"topic":1}`, `{"topic":"a","id":1}`, `{"ok":[]}`} {
+	for _, s := range []string{``, `{`, `[]`, `"x"`, `{"id":{}}`, `{"id":-1,"ok":{}}`, `{"topic":1}`, `{"topic":"a","id":1}`, `{"topic":"a","urgency":1}`, `{"ok":[]}`} {
 		if e, err := ParseEvent([]byte(s)); err == nil {
 			t.Errorf("ParseEvent(%s) = %s, want an error", s, dump(e))
 		}
@@ -411,7 +426,7 @@ func TestZeroAllocations(t *testing.T) {
 		command = []byte(`{"id":12,"subscribe":{"topic":"` + topic + `","after":16,"epoch":"é"}}`)
 		publish = []byte(`{"id":"x","publish":{"topic":"` + topic + `","data":{"a":[1,2.5e3,"\u00e9"]},"id":"m"}}`)
 		reply   = Position{Seq: 7, Epoch: "x"}
-		message = Message{Topic: topic, Seq: 17, ID: "m\n", Ack: true, Data: []byte(`{"a":1}`)}
+		message = Message{Topic: topic, Seq: 17, ID: "m\n", Urgency: "high", Ack: true, Data: []byte(`{"a":1}`)}
 		frame   = AppendMasked(nil, ws.OpText, true, [4]byte{1, 2, 3, 4}, publish)
 	)
 	for _, f := range []struct {

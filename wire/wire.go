@@ -139,11 +139,12 @@ type OK struct {
 // Message is one message of a topic. Pushes to a user arrive on topic $user,
 // broadcasts on $all; those have no seq.
 type Message struct {
-	Topic string `json:"topic"`
-	Seq   uint64 `json:"seq,omitempty"`
-	ID    string `json:"id,omitempty"`
-	Ack   bool   `json:"ack,omitempty"` // the publisher waits for {"ack":{"id":…}}
-	Data  []byte `json:"-"`             // raw JSON
+	Topic   string `json:"topic"`
+	Seq     uint64 `json:"seq,omitempty"`
+	ID      string `json:"id,omitempty"`
+	Urgency string `json:"urgency,omitempty"` // very-low, low or high, RFC 8030 section 5.3; normal is ""
+	Ack     bool   `json:"ack,omitempty"`     // the publisher waits for {"ack":{"id":…}}
+	Data    []byte `json:"-"`                 // raw JSON
 }
 
 // Welcome is the first frame of every connection; it leaves with the 101.
