@@ -85,10 +85,10 @@ var words = map[string]word{
 		q.message.AckTimeout = time.Duration(n) * time.Millisecond
 		return ok
 	}},
-	"code": {onDisconnect, "a close code: 1000 to 1014 as RFC 6455 has them, or 3000 to 4999", func(q *request, raw json.RawMessage) bool {
+	"code": {onDisconnect, "a close code: 1000, or 3000 to 4999", func(q *request, raw json.RawMessage) bool {
 		n, ok := number(raw, 4999)
 		q.code = wire.CloseCode(n)
-		return ok && q.code.ValidReceived()
+		return ok && q.code.ForApps()
 	}},
 	"reason": {onDisconnect, "a string of at most 123 bytes", func(q *request, raw json.RawMessage) bool {
 		return json.Unmarshal(raw, &q.reason) == nil && len(q.reason) <= maxReason

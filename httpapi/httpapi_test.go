@@ -67,7 +67,11 @@ func (b *backend) Broadcast(_ context.Context, m server.Message) (server.Receipt
 func (b *backend) Disconnect(_ context.Context, to server.Target, code wire.CloseCode, reason string) (int, error) {
 	b.code, b.reason = code, reason
 	_, err := b.called("disconnect", "", to, server.Message{})
-	return len(b.conns[to.User]), err
+	n := len(b.conns[to.User])
+	if err == nil && n == 0 {
+		err = server.ErrNobody
+	}
+	return n, err
 }
 
 func (b *backend) User(name string) []string { return b.conns[name] }
@@ -222,7 +226,7 @@ func TestDisconnect(t *testing.T) {
 	b := &backend{conns: map[string][]string{"42": {"c1", "c2"}}}
 	h := New(b, Config{})
 	wantBody(t, do(h, post("/api/disconnect", `{"user":"42"}`)), `{"disconnected":2}`)
-	if b.code != wire.CloseForceDisconnect || b.reason != "force disconnect" {
+	if b.code != 0 || b.reason != "" { // the server has the defaults
 		t.Errorf("closed with %d %q", b.code, b.reason)
 	}
 	wantBody(t, do(h, post("/api/disconnect", `{"user":"42","code":4001,"reason":"banned"}`)), `{"disconnected":2}`)
@@ -328,6 +332,7 @@ func TestBadBodiesAreRefused(t *testing.T) {
 		{"disconnect", `{}`, "user and conn"},
 		{"disconnect", `{"user":"a","code":1005}`, "code must be"},
 		{"disconnect", `{"user":"a","code":2000}`, "code must be"},
+		{"disconnect", `{"user":"a","code":1001}`, "code must be"},
 		{"disconnect", `{"user":"a","code":70000}`, "code must be"},
 		{"disconnect", `{"user":"a","reason":"` + strings.Repeat("é", 62) + `"}`, "reason must be"},
 		{"disconnect", `{"user":"a","data":1}`, "data does not belong"},

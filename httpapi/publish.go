@@ -5,7 +5,6 @@ import (
 	"net/http"
 
 	"github.com/tocsin-push/tocsin/server"
-	"github.com/tocsin-push/tocsin/wire"
 )
 
 // receipt is the answer to a message that was accepted.
@@ -93,22 +92,13 @@ func (a *api) request(w http.ResponseWriter, r *http.Request, on routes) (reques
 	return parse(body, on)
 }
 
-// disconnect closes connections, by default so that their clients stay away.
+// disconnect closes connections; the backend has the defaults of code and reason.
 func (a *api) disconnect(w http.ResponseWriter, r *http.Request) error {
 	q, err := a.request(w, r, onDisconnect)
 	if err != nil {
 		return err
 	}
-	if q.code == 0 {
-		q.code = wire.CloseForceDisconnect
-	}
-	if q.reason == "" {
-		q.reason = q.code.String()
-	}
 	n, err := a.backend.Disconnect(r.Context(), q.to, q.code, q.reason)
-	if err == nil && n == 0 {
-		err = server.ErrNobody
-	}
 	if err != nil {
 		return err
 	}

@@ -528,9 +528,13 @@ func TestDisconnect(t *testing.T) {
 		t.Errorf("%v", f)
 	}
 	_, err1 := srv.Disconnect(t.Context(), server.Target{User: "ann"}, 0, "")
-	_, err2 := srv.Disconnect(t.Context(), server.Target{User: "ann"}, 1001, "")
-	if !errors.Is(err1, server.ErrNobody) || !errors.Is(err2, server.ErrBadMessage) {
-		t.Error(err1, err2)
+	if !errors.Is(err1, server.ErrNobody) {
+		t.Error(err1)
+	}
+	for _, code := range []wire.CloseCode{1, 1001, 1005, 1012, 1014, 2999, 5000} {
+		if _, err := srv.Disconnect(t.Context(), server.Target{User: "ann"}, code, ""); !errors.Is(err, server.ErrBadMessage) {
+			t.Errorf("code %d: %v", code, err)
+		}
 	}
 }
 

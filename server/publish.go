@@ -397,10 +397,12 @@ func (srv *Server) post(r ref, it item) {
 }
 
 // Disconnect closes the connections of a target and returns how many it asked
-// to close. Code must be one of 1000 and 3000–4999; 0 means 3503.
+// to close. Code must be 1000 or 3000 to 4999; 0 means 3503, which tells clients
+// to stay away. An empty reason means the code's own words. Errors wrap
+// [ErrNobody] or [ErrBadMessage].
 func (srv *Server) Disconnect(_ context.Context, to Target, code wire.CloseCode, reason string) (int, error) {
 	setDefault(&code, wire.CloseForceDisconnect)
-	if code != wire.CloseNormal && (code < 3000 || code > 4999) {
+	if !code.ForApps() {
 		return 0, fmt.Errorf("disconnect: %w: code is %d, it must be 1000 or 3000 to 4999", ErrBadMessage, code)
 	}
 	if reason == "" {

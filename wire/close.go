@@ -6,8 +6,10 @@ import "strconv"
 // 3000–3999 Tocsin's own: 3000–3499 mean come back, 3500–3999 stay away.
 type CloseCode uint16
 
-// The close codes a Tocsin server sends. The application codes are those that
-// users of Centrifugo know.
+// The close codes that Tocsin gives a meaning. docs/protocol.md says which of
+// them a server sends by itself; the others come from backends, embedding
+// programs or proxies. Those from 3000 are the ones that users of Centrifugo
+// know.
 const (
 	CloseNormal        CloseCode = 1000
 	CloseGoingAway     CloseCode = 1001
@@ -81,6 +83,11 @@ func (c CloseCode) ComeBack() bool {
 	}
 	return c >= 3000 && c < 3500
 }
+
+// ForApps reports whether c is for applications to close with: 1000 and
+// 3000–4999. The others tell what happened to the transport, RFC 6455
+// section 7.4.
+func (c CloseCode) ForApps() bool { return c == CloseNormal || c >= 3000 && c <= 4999 }
 
 // ValidReceived reports whether a peer may send c in a Close frame,
 // RFC 6455 sections 7.4.1 and 7.4.2 with the IANA registry's 1012–1014.

@@ -72,6 +72,15 @@ func TestCloseCodesAreSendable(t *testing.T) {
 	}
 }
 
+func TestCloseCodesForApps(t *testing.T) {
+	for code := range 1 << 16 {
+		want := code == 1000 || code >= 3000 && code < 5000
+		if got := CloseCode(code).ForApps(); got != want {
+			t.Errorf("ForApps(%d) = %v", code, got)
+		}
+	}
+}
+
 func TestAppendClose(t *testing.T) {
 	for _, c := range []struct{ name, reason, want string }{
 		{"none", "", ""},
