@@ -431,14 +431,14 @@ func (srv *Server) User(name string) []string {
 }
 
 // Topic returns where a topic stands and how many connections are subscribed
-// to it; ok is false if none is.
+// to it; ok is false if none is, nor was for Config.TopicLinger.
 func (srv *Server) Topic(name string) (at Position, subscribers int, ok bool) {
 	st := srv.hub.topics.stripe(name)
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	t := st.find(name)
+	t := srv.hub.findLocked(st, name)
 	if t == nil {
 		return Position{}, 0, false
 	}
-	return Position(srv.hub.position(*t)), int((*t).n), true
+	return Position(srv.hub.position(t)), int(t.n), true
 }
