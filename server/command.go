@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"errors"
+	"fmt"
 
 	"github.com/gobwas/ws"
 
@@ -86,7 +87,7 @@ func (w *worker) addSub(c *conn, sub *subset) {
 // in the shard's inbox: with the position behind which messages follow.
 func (w *worker) subscribe(c *conn, cmd *wire.Command) {
 	if c.find(peek(cmd.Topic)) == nil && c.countSubs() >= w.srv.cfg.MaxTopics {
-		w.replyError(cmd.ID, &wire.Error{Code: wire.TooManyTopics, Message: "too many topics on this connection, see max_topics"})
+		w.replyError(cmd.ID, &wire.Error{Code: wire.TooManyTopics, Message: fmt.Sprintf("too many topics on this connection, the limit is %d", w.srv.cfg.MaxTopics)})
 		return
 	}
 	topic := string(cmd.Topic)
@@ -216,7 +217,7 @@ func (w *worker) publish(c *conn, cmd *wire.Command) {
 			receipt, err = srv.publishFrom(handle, topic, m)
 		}, func(w *worker, c *conn) {
 			if err != nil {
-				w.replyError(id, &wire.Error{Code: publishErrorCode(err), Message: err.Error()})
+				w.replyError(id, publishError(err))
 				return
 			}
 			at := wire.Position{Seq: receipt.Seq, Epoch: receipt.Epoch}
@@ -226,14 +227,18 @@ func (w *worker) publish(c *conn, cmd *wire.Command) {
 	})
 }
 
-func publishErrorCode(err error) wire.ErrorCode {
+// publishError is what a client is told of a publish that failed. Errors of
+// package server name the fields of an operator's Config.
+func publishError(err error) *wire.Error {
 	switch {
 	case errors.Is(err, ErrTooBig):
-		return wire.TooBig
-	case errors.Is(err, ErrBusy), errors.Is(err, ErrClosed):
-		return wire.Busy
+		return &wire.Error{Code: wire.TooBig, Message: "the message is too big"}
+	case errors.Is(err, ErrBusy):
+		return &wire.Error{Code: wire.Busy, Message: "too much is being published, try again later"}
+	case errors.Is(err, ErrClosed):
+		return &wire.Error{Code: wire.Busy, Message: "the server is shutting down"}
 	case errors.Is(err, ErrBadMessage), errors.Is(err, ErrReused):
-		return wire.BadRequest
+		return &wire.Error{Code: wire.BadRequest, Message: err.Error()}
 	}
-	return wire.Internal
+	return &wire.Error{Code: wire.Internal, Message: "the message could not be published"}
 }

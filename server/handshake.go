@@ -441,6 +441,7 @@ func (w *worker) upgrade(c *conn, r request, want wish) {
 		}
 	}
 	w.positions = positions[:0]
+	w.logOpen(c)
 	if want.format == formatV1 {
 		w.welcome(c, want, positions)
 	}
@@ -449,7 +450,7 @@ func (w *worker) upgrade(c *conn, r request, want wish) {
 		return
 	}
 	if !admitted {
-		w.shut(c, wire.CloseConnectionLimit, "too many connections of this user, see max_user_conns")
+		w.shut(c, wire.CloseConnectionLimit, "too many connections of this user")
 		return
 	}
 	if w.srv.cfg.OnOpen != nil {
@@ -488,6 +489,7 @@ func (m *memory) Write(p []byte) (int, error) {
 // refuse answers an upgrade with something else than 101.
 func (w *worker) refuse(c *conn, status int, why rejectReason, text string) {
 	w.srv.stats.reject(why)
+	w.logRefusal(c, status, why, text)
 	w.out = appendRefusal(w.out[:0], status, text)
 	w.deafen(c)
 }

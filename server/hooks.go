@@ -6,11 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"sync"
-	"time"
 
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
@@ -184,6 +182,7 @@ func (srv *Server) authorize(head []byte, fd int, c Conn, want wish) (user strin
 		defer cancel()
 		req.RemoteAddr = netpoll.Peer(fd).String()
 		if user, err = srv.cfg.Auth(req.WithContext(ctx)); err != nil {
+			srv.log.sometimesInfo("a client was refused by Auth", "error", err)
 			no := &refusal{http.StatusUnauthorized, rejectAuth, err.Error()}
 			var status *HTTPError
 			if errors.As(err, &status) {
@@ -252,7 +251,7 @@ func (w *worker) allowed(c *conn, id []byte, action Action, topic string, yes fu
 	allow := w.srv.cfg.Allow
 	if allow == nil {
 		if action == ActionPublish && !w.srv.cfg.Dev {
-			w.replyError(id, &wire.Error{Code: wire.Forbidden, Message: "clients may not publish here, see Config.Allow"})
+			w.replyError(id, &wire.Error{Code: wire.Forbidden, Message: "clients may not publish here"})
 			return
 		}
 		yes(w, c)
@@ -269,26 +268,4 @@ func (w *worker) allowed(c *conn, id []byte, action Action, topic string, yes fu
 		}
 		yes(w, c)
 	})
-}
-
-// limitedLog logs a message at most once a minute for each text.
-type limitedLog struct {
-	logger *slog.Logger // static
-
-	mu   sync.Mutex
-	last map[string]time.Time
-}
-
-func (l *limitedLog) sometimes(msg string, args ...any) {
-	now := time.Now()
-	l.mu.Lock()
-	last, ok := l.last[msg]
-	limited := ok && now.Sub(last) < time.Minute
-	if !limited {
-		l.last[msg] = now
-	}
-	l.mu.Unlock()
-	if !limited {
-		l.logger.Error(msg, args...)
-	}
 }

@@ -213,6 +213,7 @@ func (w *worker) overdueStill(c *conn) lateness {
 // slow so far is not waited for again.
 func (w *worker) expireHandshake(c *conn, status int, why rejectReason, text string) {
 	w.srv.stats.reject(why)
+	w.logRefusal(c, status, why, text)
 	w.srv.handshaking.Add(-1)
 	var buf [512]byte
 	w.srv.kernel.Send(int(c.fd), appendRefusal(buf[:0], status, text))

@@ -72,7 +72,7 @@ func newSim(t testing.TB, seed uint64, cfg Config) *sim {
 	}
 	srv := &Server{cfg: cfg, kernel: s, capacity: cfg.MaxConnections, ids: newIDs(), empty: make(chan struct{}, 1)}
 	srv.upgrader = ws.Upgrader{Protocol: func(p []byte) bool { return string(p) == wire.Subprotocol }}
-	srv.log = limitedLog{logger: silent, last: map[string]time.Time{}}
+	srv.log = limitedLog{logger: silent, last: map[string]*limitedLine{}}
 	srv.acks.waiting = map[string][]*ackWait{}
 	srv.once = newOnce(s, cfg.IdempotencyBudget)
 	srv.hub = newHub(srv)

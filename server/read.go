@@ -216,9 +216,11 @@ func (w *worker) peerClosed(c *conn, payload []byte) {
 	if c.state != stateOpen {
 		return
 	}
-	w.leaveAll(c)
-	w.srv.stats.closed(code, byClient)
-	w.ended(c, code)
+	reason := ""
+	if len(payload) > 2 {
+		reason = string(payload[2:])
+	}
+	w.endOpen(c, code, byClient, reason)
 	w.close(c, code, "")
 }
 

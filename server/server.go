@@ -97,7 +97,7 @@ func New(cfg Config) (*Server, error) {
 	if srv.capacity, err = capacity(&cfg); err != nil {
 		return nil, err
 	}
-	srv.log = limitedLog{logger: cfg.Logger, last: map[string]time.Time{}}
+	srv.log = limitedLog{logger: cfg.Logger, last: map[string]*limitedLine{}}
 	srv.acks.waiting = map[string][]*ackWait{}
 	srv.once = newOnce(srv.kernel, cfg.IdempotencyBudget)
 	srv.hub = newHub(srv)

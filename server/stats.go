@@ -110,11 +110,12 @@ const (
 var (
 	cutNames = [cutReasons]string{"outbox", "stalled", "trickle", "budget"}
 	cutTexts = [cutReasons]string{
-		"outbox full, see max_outbox",
-		"no progress in writing, see write_timeout",
-		"reading too slowly, see outbox_age",
-		"all outboxes together are full, see outbox_budget",
+		"too much waits for this connection",
+		"this connection takes nothing",
+		"this connection reads too slowly",
+		"too much waits for all connections together",
 	}
+	cutKnobs = [cutReasons]string{"max-outbox", "write-timeout", "outbox-age", "outbox-budget"}
 )
 
 // String returns what the peer is told.

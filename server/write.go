@@ -174,6 +174,7 @@ func (w *worker) shed() {
 // cut ends a connection that is too slow.
 func (w *worker) cut(c *conn, why cutReason) {
 	w.srv.stats.cut(why)
+	w.srv.log.sometimesInfo("a slow reader was closed with 3008, see "+cutKnobs[why], "reason", cutNames[why], "user", c.user)
 	w.shut(c, wire.CloseSlow, why.String())
 }
 
@@ -188,10 +189,17 @@ func (w *worker) shut(c *conn, code wire.CloseCode, reason string) {
 		w.refuse(c, 503, rejectShutdown, reason)
 		return
 	}
-	w.leaveAll(c)
-	w.srv.stats.closed(code, byServer)
-	w.ended(c, code)
+	w.endOpen(c, code, byServer, reason)
 	w.close(c, code, reason)
+}
+
+// endOpen does the accounts of the end of an open connection: it leaves its
+// topics and its user, is counted, and OnClose is told.
+func (w *worker) endOpen(c *conn, code wire.CloseCode, by, reason string) {
+	w.logClose(c, code, by, reason)
+	w.leaveAll(c)
+	w.srv.stats.closed(code, by)
+	w.ended(c, code)
 }
 
 // close sends the Close frame and goes to stateClosing.
@@ -254,9 +262,7 @@ func (w *worker) lost(c *conn) {
 func (w *worker) abandon(c *conn) {
 	switch c.state {
 	case stateOpen:
-		w.leaveAll(c)
-		w.srv.stats.closed(closeAbnormal, byLost)
-		w.ended(c, closeAbnormal)
+		w.endOpen(c, closeAbnormal, byLost, "")
 	case stateHead, stateAuth:
 		w.srv.stats.reject(rejectGone)
 		w.srv.handshaking.Add(-1)
