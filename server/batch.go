@@ -137,7 +137,7 @@ func (b *batch) flush() {
 // ends.
 func (b *batch) delivered(ctx context.Context, s *sending) {
 	if s.entry != nil {
-		if s, _, _ = b.srv.once.result(s.entry); s == nil {
+		if s, _, _ = s.entry.in.result(s.entry); s == nil {
 			return
 		}
 	}

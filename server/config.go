@@ -86,7 +86,7 @@ type Config struct {
 	PublishBudget int64
 	// IdempotencyBudget bounds the bytes that remembered idempotency keys and
 	// ids take; over it the oldest are forgotten before their two minutes are
-	// over. Default 32 MiB.
+	// over. Clients' ids have a quarter of it. Default 32 MiB.
 	IdempotencyBudget int64
 
 	HandshakeTimeout time.Duration // accept to the end of the request head. Default 5 s

@@ -195,6 +195,28 @@ func TestRefusedPublishes(t *testing.T) {
 	}
 }
 
+// A topic that nobody listens to, or a server without clients, is no error.
+func TestNobodyListens(t *testing.T) {
+	t.Parallel()
+	srv, _ := serve(t, server.Config{})
+	for _, wait := range []server.Wait{server.WaitNone, server.WaitSent} {
+		m := server.Message{Data: []byte("1"), Wait: wait}
+		r1, err1 := srv.Publish(t.Context(), "t", m)
+		r2, err2 := srv.Broadcast(t.Context(), m)
+		for _, r := range []server.Receipt{r1, r2} {
+			if r.ID == "" || r.Subscribers+r.Written+r.Queued+r.Dropped != 0 {
+				t.Errorf("%+v", r)
+			}
+		}
+		if err := errors.Join(err1, err2); err != nil {
+			t.Error(err)
+		}
+	}
+	if st := srv.Stats(); st.Published != 4 || len(st.PublishRejects) != 0 {
+		t.Errorf("%d published, rejects %v", st.Published, st.PublishRejects)
+	}
+}
+
 // Every way of sending tells the urgency, but for the default.
 func TestUrgencyReachesClients(t *testing.T) {
 	t.Parallel()

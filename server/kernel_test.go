@@ -74,7 +74,7 @@ func newSim(t testing.TB, seed uint64, cfg Config) *sim {
 	srv.upgrader = ws.Upgrader{Protocol: func(p []byte) bool { return string(p) == wire.Subprotocol }}
 	srv.log = limitedLog{logger: silent, last: map[string]*limitedLine{}}
 	srv.acks.waiting = map[string][]*ackWait{}
-	srv.once = newOnce(s, cfg.IdempotencyBudget)
+	srv.once = newOnces(s, cfg.IdempotencyBudget)
 	srv.hub = newHub(srv)
 	for i := range cfg.Shards {
 		sh, err := newShard(srv, i)

@@ -9,9 +9,13 @@ import (
 	"time"
 )
 
-// once remembers publishes by their idempotency key, so that a repeated one is
-// delivered once: RFC draft-ietf-httpapi-idempotency-key-header. Entries live
-// for onceWindow; over the budget the oldest go early.
+// onces remember publishes by their idempotency key, so that a repeated one is
+// delivered once: RFC draft-ietf-httpapi-idempotency-key-header. Clients' ids
+// are apart, because so many may come that they would push backends' keys out.
+type onces struct{ backends, clients once }
+
+// once is one of them. Entries live for onceWindow; over the budget the oldest
+// go early.
 type once struct {
 	kernel kernel // static
 	budget int64  // static, bytes
@@ -41,6 +45,7 @@ type onceKey struct{ caller, key string }
 // asks for it waits for the same message; whoever sees its end first stores
 // the receipt, and the message is let go.
 type onceEntry struct {
+	in     *once
 	key    onceKey
 	hash   [sha256.Size]byte // of address and message
 	born   time.Duration
@@ -53,15 +58,40 @@ type onceEntry struct {
 	err     error
 }
 
-func newOnce(k kernel, budget int64) once {
-	return once{kernel: k, budget: budget, seen: map[onceKey]*onceEntry{}}
+func newOnces(k kernel, budget int64) onces {
+	clients := budget / 4
+	return onces{
+		backends: once{kernel: k, budget: budget - clients, seen: map[onceKey]*onceEntry{}},
+		clients:  once{kernel: k, budget: clients, seen: map[onceKey]*onceEntry{}},
+	}
+}
+
+// of returns where the keys of caller are.
+func (o *onces) of(caller string) *once {
+	if caller == "" {
+		return &o.backends
+	}
+	return &o.clients
+}
+
+// forget drops what is older than the window.
+func (o *onces) forget(now time.Duration) {
+	o.backends.forget(now)
+	o.clients.forget(now)
+}
+
+// usage returns the bytes of all entries, and how many went before their time.
+func (o *onces) usage() (bytes int64, evicted uint64) {
+	b1, e1 := o.backends.usage()
+	b2, e2 := o.clients.usage()
+	return b1 + b2, e1 + e2
 }
 
 // placeOnce is place for a message with a key. The first with that key is
 // placed, and goes on if its requester leaves. A later one with the same
 // content joins it; one with another is refused.
 func (srv *Server) placeOnce(ctx context.Context, key onceKey, a *address, m *Message, b *batch) (sending, error) {
-	e, again, err := srv.once.enter(key, hashOf(a, m))
+	e, again, err := srv.once.of(key.caller).enter(key, hashOf(a, m))
 	if err != nil {
 		return sending{}, err
 	}
@@ -69,9 +99,9 @@ func (srv *Server) placeOnce(ctx context.Context, key onceKey, a *address, m *Me
 		srv.placeFirst(ctx, e, a, m, b)
 	}
 	if err := srv.wait(ctx, e.placed); err != nil {
-		return sending{}, fmt.Errorf("wait for the first publish with key %q: %w", key.key, err)
+		return sending{}, fmt.Errorf("wait for its place: %w", err)
 	}
-	return sending{entry: e, again: again}, srv.once.failed(e)
+	return sending{entry: e, again: again}, e.in.failed(e)
 }
 
 // placeFirst places the message of a new entry. Only a bus between nodes may
@@ -79,7 +109,7 @@ func (srv *Server) placeOnce(ctx context.Context, key onceKey, a *address, m *Me
 func (srv *Server) placeFirst(ctx context.Context, e *onceEntry, a *address, m *Message, b *batch) {
 	if _, local := srv.hub.bus.(localBus); local || a.verb != verbPublish {
 		s, err := srv.place(ctx, a, m, b)
-		srv.once.placed(e, s, err)
+		e.in.placed(e, s, err)
 		return
 	}
 	to, own := *a, *m
@@ -87,18 +117,18 @@ func (srv *Server) placeFirst(ctx context.Context, e *onceEntry, a *address, m *
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), placeTimeout)
 		defer cancel()
 		s, err := srv.place(ctx, &to, &own, nil)
-		srv.once.placed(e, s, err)
+		e.in.placed(e, s, err)
 	}()
 }
 
 // awaitOnce is await for a message with a key.
 func (srv *Server) awaitOnce(ctx context.Context, e *onceEntry, again bool) (Receipt, error) {
-	s, r, err := srv.once.result(e)
+	s, r, err := e.in.result(e)
 	if s != nil {
 		r, err = srv.await(ctx, s)
 		// What ended with ctx is this caller's end, not the message's.
 		if err == nil || ctx.Err() == nil {
-			srv.once.finish(e, r, err)
+			e.in.finish(e, r, err)
 		}
 	}
 	r.Duplicate = again && r.ID != ""
@@ -116,7 +146,7 @@ func (o *once) enter(key onceKey, hash [sha256.Size]byte) (e *onceEntry, again b
 		}
 		return e, true, nil
 	}
-	e = &onceEntry{key: key, hash: hash, born: now, placed: make(chan struct{})}
+	e = &onceEntry{in: o, key: key, hash: hash, born: now, placed: make(chan struct{})}
 	o.seen[key] = e
 	o.order = append(o.order, e)
 	e.size = onceOverhead
@@ -193,7 +223,6 @@ func (o *once) evictLocked() {
 	}
 }
 
-// forget drops what is older than the window.
 func (o *once) forget(now time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -225,7 +254,6 @@ func (o *once) forgetLocked(e *onceEntry) (was bool) {
 	return was
 }
 
-// usage returns the bytes of all entries, and how many went before their time.
 func (o *once) usage() (bytes int64, evicted uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -101,7 +101,7 @@ func TestRetryGetsTheReceiptOfARequesterWhoLeft(t *testing.T) {
 				}
 			}
 			s.srv.once.forget(s.time + onceWindow)
-			if bytes, evicted := s.srv.once.usage(); bytes != 0 || evicted != 0 || len(s.srv.once.seen) != 0 || s.srv.publishBytes.Load() != 0 {
+			if bytes, evicted := s.srv.once.usage(); bytes != 0 || evicted != 0 || len(s.srv.once.backends.seen) != 0 || s.srv.publishBytes.Load() != 0 {
 				t.Errorf("%d bytes of keys left, %d evicted, %d bytes on their way", bytes, evicted, s.srv.publishBytes.Load())
 			}
 		})
@@ -208,8 +208,8 @@ func TestRefusedPublishCanBeTriedAgain(t *testing.T) {
 
 // Keys take no more bytes than they may; the oldest go early and are counted.
 func TestKeysAreBoundedInBytes(t *testing.T) {
-	const budget, devices = 1 << 20, 100
-	s := newSim(t, 1, Config{IdempotencyBudget: budget})
+	const budget, devices = 3 << 20 / 4, 100 // what backends have of a MiB
+	s := newSim(t, 1, Config{IdempotencyBudget: 1 << 20})
 	for range devices {
 		s.dial("/ws?user=ann&format=raw")
 	}
@@ -236,8 +236,8 @@ func TestKeysAreBoundedInBytes(t *testing.T) {
 		}
 	}
 	bytes, evicted := s.srv.once.usage()
-	left := len(s.srv.once.order)
-	if evicted != uint64(n-left) || bytes < budget-2*receipt || left > budget/receipt || len(s.srv.once.seen) != left {
+	left := len(s.srv.once.backends.order)
+	if evicted != uint64(n-left) || bytes < budget-2*receipt || left > budget/receipt || len(s.srv.once.backends.seen) != left {
 		t.Errorf("%d bytes, %d of %d evicted, %d left", bytes, evicted, n, left)
 	}
 	if r, _ := push(s.srv, gone(t), key(0)); r.Duplicate {
@@ -248,8 +248,8 @@ func TestKeysAreBoundedInBytes(t *testing.T) {
 	}
 	s.run()
 	s.srv.once.forget(s.time + onceWindow)
-	if bytes, _ := s.srv.once.usage(); bytes != 0 || len(s.srv.once.seen) != 0 {
-		t.Errorf("%d bytes of %d keys after the window", bytes, len(s.srv.once.seen))
+	if bytes, _ := s.srv.once.usage(); bytes != 0 || len(s.srv.once.backends.seen) != 0 {
+		t.Errorf("%d bytes of %d keys after the window", bytes, len(s.srv.once.backends.seen))
 	}
 }
 
@@ -475,6 +475,27 @@ func TestKeysBelongToTheirCaller(t *testing.T) {
 	}
 	if !reader.ping("nothing else") {
 		t.Error("something came twice")
+	}
+}
+
+// However many ids clients use, the backends' keys stay.
+func TestClientsDoNotPushOutBackendsKeys(t *testing.T) {
+	s := newSim(t, 1, Config{IdempotencyBudget: 100_000})
+	m := Message{Data: []byte("1"), ID: "order-1001"}
+	if _, err := s.srv.Publish(t.Context(), "t", m); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10_000 {
+		client := Conn{s.srv, ref(i % 7), []string{"", "ann"}[i%2]}
+		if _, err := s.srv.publishFrom(client, "junk", Message{Data: []byte("1"), ID: fmt.Sprint(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r, err := s.srv.Publish(t.Context(), "t", m); err != nil || !r.Duplicate {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if bytes, evicted := s.srv.once.usage(); bytes > 100_000 || evicted < 9000 {
+		t.Errorf("%d bytes, %d evicted", bytes, evicted)
 	}
 }
 

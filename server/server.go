@@ -47,7 +47,7 @@ type Server struct {
 	closed       atomic.Bool
 	stats        stats
 	acks         acks
-	once         once
+	once         onces
 
 	mu        sync.Mutex // guards listeners
 	listeners []*listener
@@ -99,7 +99,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	srv.log = limitedLog{logger: cfg.Logger, last: map[string]*limitedLine{}}
 	srv.acks.waiting = map[string][]*ackWait{}
-	srv.once = newOnce(srv.kernel, cfg.IdempotencyBudget)
+	srv.once = newOnces(srv.kernel, cfg.IdempotencyBudget)
 	srv.hub = newHub(srv)
 	if err := srv.start(); err != nil {
 		return nil, fmt.Errorf("server: %w", err)
