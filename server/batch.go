@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 )
 
@@ -152,7 +153,7 @@ func (b *batch) delivered(ctx context.Context, s *sending) {
 // others too, and no time is lost in waiting for each.
 func (b *batch) settle(ctx context.Context, delivered bool) {
 	b.flush()
-	for i := len(b.sent) - 1; i >= 0; i-- {
+	for i := range slices.Backward(b.sent) {
 		s := &b.sent[i]
 		if delivered {
 			b.delivered(ctx, &s.sending)

@@ -458,8 +458,14 @@ func TestKeysBelongToTheirCaller(t *testing.T) {
 		c          *client
 		data, want string
 	}{
-		{ann, `"ann"`, "ok"}, {annToo, `"ann"`, "ok"}, {ann, `"other"`, "bad_request"}, {annToo, `"other"`, "bad_request"},
-		{bob, `"bob"`, "ok"}, {nobody, `"nobody"`, "ok"}, {nobody, `"other"`, "bad_request"}, {nobodyToo, `"nobody too"`, "ok"},
+		{ann, `"ann"`, "ok"},
+		{annToo, `"ann"`, "ok"},
+		{ann, `"other"`, "bad_request"},
+		{annToo, `"other"`, "bad_request"},
+		{bob, `"bob"`, "ok"},
+		{nobody, `"nobody"`, "ok"},
+		{nobody, `"other"`, "bad_request"},
+		{nobodyToo, `"nobody too"`, "ok"},
 	} {
 		if got := publish(step.c, "order-1001", step.data); got != step.want {
 			t.Errorf("step %d: %s, want %s", i, got, step.want)
