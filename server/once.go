@@ -1,6 +1,7 @@
 package server
 
 import (
+	"container/list"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -22,9 +23,9 @@ type once struct {
 
 	mu      sync.Mutex
 	seen    map[onceKey]*onceEntry
-	order   []*onceEntry // by age, oldest first
-	bytes   int64        // of all in order
-	evicted uint64       // that went early
+	order   list.List // the same entries by age, oldest first
+	bytes   int64     // of all of them
+	evicted uint64    // that went early
 }
 
 const (
@@ -52,7 +53,8 @@ type onceEntry struct {
 	placed chan struct{} // closed when sent, or err, is set
 
 	// Guarded by once.mu.
-	size    int64 // as counted in once.bytes; 0 once it is not in order any more
+	at      *list.Element // in once.order; nil when it was forgotten
+	size    int64         // as counted in once.bytes
 	sent    *sending
 	receipt Receipt // when sent is nil
 	err     error
@@ -146,11 +148,12 @@ func (o *once) enter(key onceKey, hash [sha256.Size]byte) (e *onceEntry, again b
 		}
 		return e, true, nil
 	}
+	if e != nil {
+		o.forgetLocked(e)
+	}
 	e = &onceEntry{in: o, key: key, hash: hash, born: now, placed: make(chan struct{})}
 	o.seen[key] = e
-	o.order = append(o.order, e)
-	e.size = onceOverhead
-	o.bytes += e.size
+	e.at = o.order.PushBack(e)
 	o.resizeLocked(e, 0, 0)
 	return e, false, nil
 }
@@ -201,10 +204,10 @@ func (o *once) finish(e *onceEntry, r Receipt, err error) {
 	o.resizeLocked(e, int64(len(r.ID)+len(r.Epoch)), len(r.Devices))
 }
 
-// resizeLocked counts e anew, if it still counts: n bytes beside its own, and
-// so many devices.
+// resizeLocked counts e anew, unless it was forgotten: n bytes beside its own,
+// and so many devices.
 func (o *once) resizeLocked(e *onceEntry, n int64, devices int) {
-	if e.size == 0 {
+	if e.at == nil {
 		return
 	}
 	o.bytes -= e.size
@@ -216,42 +219,35 @@ func (o *once) resizeLocked(e *onceEntry, n int64, devices int) {
 // evictLocked drops the oldest entries until the rest is within the budget.
 // The newest always stays.
 func (o *once) evictLocked() {
-	for o.bytes > o.budget && len(o.order) > 1 {
-		if o.dropOldestLocked() {
-			o.evicted++
-		}
+	for o.bytes > o.budget && o.order.Len() > 1 {
+		o.forgetLocked(o.order.Front().Value.(*onceEntry))
+		o.evicted++
 	}
 }
 
 func (o *once) forget(now time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for len(o.order) > 0 && now-o.order[0].born >= onceWindow {
-		if o.dropOldestLocked(); len(o.order) == 0 {
+	for o.order.Len() > 0 {
+		e := o.order.Front().Value.(*onceEntry)
+		if now-e.born < onceWindow {
+			return
+		}
+		if o.forgetLocked(e); o.order.Len() == 0 {
 			o.seen = map[onceKey]*onceEntry{} // the old one keeps its size
 		}
 	}
 }
 
-// dropOldestLocked reports whether the entry could still have been asked for.
-func (o *once) dropOldestLocked() (live bool) {
-	e := o.order[0]
-	o.order[0] = nil
-	if o.order = o.order[1:]; len(o.order) == 0 {
-		o.order = nil
+// forgetLocked lets the next publish with the key of e be a first one.
+func (o *once) forgetLocked(e *onceEntry) {
+	if e.at == nil {
+		return
 	}
+	o.order.Remove(e.at)
+	e.at = nil
+	delete(o.seen, e.key)
 	o.bytes -= e.size
-	e.size = 0
-	return o.forgetLocked(e)
-}
-
-// forgetLocked lets the next publish with the key of e be a first one. Its
-// place in order is kept until it is old.
-func (o *once) forgetLocked(e *onceEntry) (was bool) {
-	if was = o.seen[e.key] == e; was {
-		delete(o.seen, e.key)
-	}
-	return was
 }
 
 func (o *once) usage() (bytes int64, evicted uint64) {
