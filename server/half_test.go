@@ -270,7 +270,7 @@ func TestContinuationIsJudgedByItsHeader(t *testing.T) {
 			if _, n, _, bad := h.take(first, &cfg); bad.code != 0 || n != len(first) {
 				t.Fatalf("a fragment of %d bytes: %v", had, bad)
 			}
-			for cut := range len(next) {
+			for cut := range next {
 				h := h // each split of the header
 				_, _, _, bad := h.take(next[:cut:cut], &cfg)
 				if bad.code == 0 {
