@@ -4,7 +4,8 @@
 // in a queue of the pool's own, first in, first out; an ants worker is started
 // only when one of the few is free, and takes tasks until the queue is empty.
 // So submitting never waits, which a worker that submits could not afford,
-// and the cost of starting a worker is paid once a burst.
+// and the cost of starting a worker is paid once a burst. A worker that had
+// nothing to do for idleTime ends.
 package pool
 
 import (
@@ -13,9 +14,15 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/panjf2000/ants/v2"
 )
+
+// idleTime is how long a worker without work stays; it ends up to one more
+// idleTime later, because ants looks once in that time. That is one wake-up in
+// ten seconds beside the twenty by which ants keeps its clock.
+const idleTime = 10 * time.Second
 
 // Pool runs tasks of type T.
 type Pool[T any] struct {
@@ -42,11 +49,11 @@ func New[T any](workers, capacity int, run func(worker int, task T), onPanic fun
 	for i := range workers {
 		p.free = append(p.free, workers-1-i)
 	}
-	// ants counts a worker until it is back in its own list, a moment after
-	// its function has returned. Twice the number makes sure that it never
-	// refuses one that is free here.
+	// The numbers bound how many run. ants has no bound of its own (-1): it
+	// counts a worker until it is back in ants' list or has ended, a moment
+	// after its number is free here, and would refuse a free one.
 	var err error
-	p.ants, err = ants.NewPoolWithFuncGeneric(2*workers, p.work, ants.WithNonblocking(true), ants.WithDisablePurge(true))
+	p.ants, err = ants.NewPoolWithFuncGeneric(-1, p.work, ants.WithExpiryDuration(idleTime))
 	if err != nil {
 		return nil, fmt.Errorf("start worker pool: %w", err)
 	}
@@ -71,7 +78,7 @@ func (p *Pool[T]) Submit(task T) bool {
 	p.mu.Unlock()
 	if worker >= 0 {
 		if err := p.ants.Invoke(worker); err != nil {
-			panic(fmt.Sprintf("pool: ants refused a free worker: %v", err))
+			panic(fmt.Sprintf("pool: ants refused a worker: %v", err))
 		}
 	}
 	return true

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -172,6 +173,34 @@ func TestGoroutinesEnd(t *testing.T) {
 			t.Fatalf("%d goroutines, before there were %d", runtime.NumGoroutine(), before)
 		}
 	}
+}
+
+// Workers that a burst has started end when they have had nothing to do for a
+// while, and the pool works on.
+func TestIdleWorkersEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const workers = 100
+		hold := make(chan struct{})
+		p := newPool(t, workers, workers, func(int, int) { <-hold }, nil)
+		for range 3 {
+			for i := range workers {
+				p.Submit(i)
+			}
+			synctest.Wait()
+			if n := p.ants.Running(); n != workers {
+				t.Fatalf("%d goroutines run %d tasks", n, workers)
+			}
+			for range workers {
+				hold <- struct{}{}
+			}
+			time.Sleep(2*idleTime + time.Second) // the bubble's time
+			synctest.Wait()
+			if n := p.ants.Running(); n != 0 {
+				t.Fatalf("%d goroutines are left of the burst", n)
+			}
+		}
+		release(t, p)
+	})
 }
 
 func TestSubmitAllocatesNothing(t *testing.T) {
