@@ -90,7 +90,7 @@ func (o *Options) check() error {
 type Client struct {
 	// Static after Dial.
 	opt     Options
-	again   string          // the URL to come back to: its topics are resubscribed by command
+	again   *url.URL        // the URL to come back to: its topics are resubscribed by command
 	ctx     context.Context // ends with the client
 	cancel  context.CancelFunc
 	stopped chan struct{} // the socket is closed and will stay so
@@ -139,12 +139,12 @@ func Dial(ctx context.Context, rawURL string, opt Options) (*Client, error) {
 		topics:  make(map[string]wire.Position),
 	}
 	c.changed = sync.NewCond(&c.mu)
-	sock, err := c.connect(ctx, u.String())
+	sock, err := c.connect(ctx, u)
 	if err != nil {
 		return nil, fmt.Errorf("client: dial %s: %w", u.Host, err)
 	}
 	u.RawQuery = q.Encode()
-	c.again = u.String()
+	c.again = u
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.attach(sock)
 	go c.run(sock)

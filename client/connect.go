@@ -1,27 +1,21 @@
 package client
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
-	"strings"
+	"net/url"
 	"time"
-
-	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-const (
-	pongSlack  = 10 * time.Second // silence beyond the server's ping interval that means it is gone
-	maxRefusal = 512              // bytes of a refusal's body that are told
-)
+// pongSlack is the silence beyond the server's ping interval that means it is
+// gone.
+const pongSlack = 10 * time.Second
 
 // CloseError is how a connection ended. Code is 1006 when there was no Close
 // frame and 1005 when it named no code, RFC 6455 section 7.1.5.
@@ -44,74 +38,51 @@ func (e *CloseError) Error() string {
 // Unwrap returns what went wrong on this side, or nil.
 func (e *CloseError) Unwrap() error { return e.cause }
 
-// HandshakeError is an HTTP answer other than 101 to the upgrade.
-type HandshakeError struct {
-	Status     int
-	Reason     string        // the beginning of the answer's body
-	RetryAfter time.Duration // the Retry-After header; 0 when there was none
-}
-
-// Error implements error.
-func (e *HandshakeError) Error() string {
-	return strings.TrimSuffix(fmt.Sprintf("upgrade refused: %d %s: %s", e.Status, http.StatusText(e.Status), e.Reason), ": ")
-}
-
-// readRefusal reads the answer to an upgrade that was not 101.
-func readRefusal(status int, answer io.Reader) *HandshakeError {
-	e := &HandshakeError{Status: status}
-	resp, err := http.ReadResponse(bufio.NewReader(answer), nil)
-	if err != nil {
-		return e
-	}
-	defer resp.Body.Close()
-	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
-		e.RetryAfter = time.Duration(s) * time.Second
-	}
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal)) // what there is of it
-	e.Reason = strings.TrimSpace(string(body))
-	return e
-}
-
 // connect dials, upgrades and reads the welcome.
-func (c *Client) connect(ctx context.Context, rawURL string) (*socket, error) {
+func (c *Client) connect(ctx context.Context, u *url.URL) (*socket, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opt.HandshakeTimeout)
 	defer cancel()
-	var refused *HandshakeError
-	d := ws.Dialer{
-		Protocols: []string{wire.Subprotocol},
-		Header:    ws.HandshakeHeaderHTTP(c.opt.Header),
-		TLSConfig: c.opt.TLS,
-		NetDial:   c.opt.NetDial,
-		OnStatusError: func(status int, _ []byte, answer io.Reader) {
-			refused = readRefusal(status, answer)
-		},
-	}
-	conn, br, _, err := d.Dial(ctx, rawURL)
-	if refused != nil {
-		return nil, refused
-	}
+	conn, err := c.open(ctx, u)
 	if err != nil {
 		return nil, err
 	}
-	s := newSocket(conn, br, c.opt.MaxMessage)
+	s := &socket{conn: conn, max: c.opt.MaxMessage}
 	stop := context.AfterFunc(ctx, s.abort)
-	b, err := s.message()
-	if !stop() && err == nil {
-		err = ctx.Err()
+	err = s.greet(u, c.opt.Header)
+	stop()
+	if _, refused := errors.AsType[*HandshakeError](err); !refused {
+		err = cmp.Or(ctx.Err(), err)
 	}
 	if err != nil {
 		s.abort()
-		return nil, cmp.Or(ctx.Err(), err)
+		return nil, err
+	}
+	return s, nil
+}
+
+// greet upgrades the connection and reads the welcome.
+func (s *socket) greet(u *url.URL, header http.Header) error {
+	var err error
+	if s.br, err = upgrade(s.conn, u, header); err != nil {
+		return err
+	}
+	return s.readWelcome()
+}
+
+func (s *socket) readWelcome() error {
+	b, err := s.message()
+	if err != nil {
+		return err
 	}
 	e, err := wire.ParseEvent(b)
 	if err != nil || e.Welcome == nil {
-		return nil, s.fail(wire.CloseProtocolError, errors.New("the first frame is no welcome"))
+		return s.fail(wire.CloseProtocolError, errors.New("the first frame is no welcome"))
 	}
 	s.welcome = *e.Welcome
 	if e.Welcome.Ping > 0 {
 		s.silence = time.Duration(e.Welcome.Ping)*time.Second + pongSlack
 	}
-	return s, nil
+	return nil
 }
 
 // run serves sock and its successors until the client is closed or told to

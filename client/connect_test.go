@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,24 +25,45 @@ func TestRefusedUpgrade(t *testing.T) {
 	})
 }
 
+// Dial returns in time, whatever the server goes on with.
 func TestHandshakeTimeout(t *testing.T) {
-	for name, answer := range map[string]string{"nothing": "", "no welcome": "HTTP/1.1 101 "} {
+	for name, tt := range map[string]struct{ begin, drip string }{
+		"nothing":             {"", ""},
+		"half a head":         {"HTTP/1.1 101 ", ""},
+		"header without end":  {"HTTP/1.1 101 \r\nA: ", "x"},
+		"fields without end":  {"HTTP/1.1 101 \r\n", "A:\r\n"},
+		"interim answers":     {"", "HTTP/1.1 100 \r\n\r\n"},
+		"refusal without end": {"HTTP/1.1 503 \r\n\r\n", "x"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			run(t, func(t *testing.T, s *fake) {
+				var server sync.WaitGroup
+				defer server.Wait()
 				began := time.Now()
 				_, err := Dial(t.Context(), "ws://tocsin.test/ws", Options{
 					HandshakeTimeout: 3 * time.Second,
 					NetDial: func(context.Context, string, string) (net.Conn, error) {
 						near, far := net.Pipe()
-						go func() {
-							_, _ = io.WriteString(far, answer)
-							_, _ = io.Copy(io.Discard, far)
-						}()
+						server.Go(func() { _, _ = io.Copy(io.Discard, far) })
+						server.Go(func() {
+							_, err := io.WriteString(far, tt.begin)
+							for tt.drip != "" && err == nil {
+								time.Sleep(700 * time.Millisecond) // the bubble's time
+								_, err = io.WriteString(far, tt.drip)
+							}
+						})
 						return near, nil
 					},
 				})
-				if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 3*time.Second {
-					t.Errorf("%v after %s", err, time.Since(began))
+				if refused, ok := errors.AsType[*HandshakeError](err); ok && name == "refusal without end" {
+					if refused.Reason != "xxxx" {
+						t.Errorf("told %q", refused.Reason)
+					}
+				} else if !errors.Is(err, context.DeadlineExceeded) {
+					t.Error(err)
+				}
+				if took := time.Since(began); took != 3*time.Second {
+					t.Errorf("returned after %s", took)
 				}
 			})
 		})

@@ -134,20 +134,29 @@ func (p *peer) serve(s *fake) {
 	}
 	s.dialed <- p
 	for {
-		h, err := ws.ReadHeader(p.conn)
+		f, err := readFrame(p.conn)
 		if err != nil {
 			return
 		}
-		if !h.Masked {
+		if !f.Header.Masked {
 			p.t.Error("the client sent an unmasked frame")
 		}
-		payload := make([]byte, h.Length)
-		if _, err := io.ReadFull(p.conn, payload); err != nil {
-			return
-		}
-		ws.Cipher(payload, h.Mask, 0)
-		p.in <- ws.Frame{Header: h, Payload: payload}
+		p.in <- f
 	}
+}
+
+// readFrame reads a frame of the client's and unmasks it.
+func readFrame(r io.Reader) (ws.Frame, error) {
+	h, err := ws.ReadHeader(r)
+	if err != nil {
+		return ws.Frame{}, err
+	}
+	payload := make([]byte, h.Length)
+	if _, err := io.ReadFull(r, payload); err != nil {
+		return ws.Frame{}, err
+	}
+	ws.Cipher(payload, h.Mask, 0)
+	return ws.Frame{Header: h, Payload: payload}, nil
 }
 
 // send writes a text frame.

@@ -39,13 +39,6 @@ type socket struct {
 	closed bool   // a Close frame has left, and nothing follows it
 }
 
-func newSocket(conn net.Conn, br *bufio.Reader, limit int) *socket {
-	if br == nil {
-		br = bufio.NewReader(conn)
-	}
-	return &socket{conn: conn, br: br, max: limit}
-}
-
 // message returns the payload of the next text message. Control frames are
 // answered on the way. Its error is a [*CloseError].
 func (s *socket) message() ([]byte, error) {

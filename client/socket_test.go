@@ -119,7 +119,7 @@ func messages(r io.Reader) (all [][]byte, end string) {
 	near, far := net.Pipe()
 	near.Close()
 	far.Close()
-	s := newSocket(nowhere{near}, bufio.NewReader(r), 1<<16)
+	s := &socket{conn: nowhere{near}, br: bufio.NewReader(r), max: 1 << 16}
 	for {
 		m, err := s.message()
 		if err != nil {
