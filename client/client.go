@@ -20,7 +20,7 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// closeTimeout bounds how long Close waits for the server's Close frame.
+// closeTimeout bounds how long we wait for the server to close the connection.
 const closeTimeout = 2 * time.Second
 
 var (
@@ -153,9 +153,10 @@ func Dial(ctx context.Context, rawURL string, opt Options) (*Client, error) {
 }
 
 // Close says goodbye to the server and ends the client: it waits up to two
-// seconds for the server's answer, not for OnEvent, which is not called again
-// once a call under way has returned. Commands without a reply end with
-// [ErrClosed]. It returns nil, also when called again.
+// seconds for the server to answer and to close the connection, not for
+// OnEvent, which is not called again once a call under way has returned.
+// Commands without a reply end with [ErrClosed]. It returns nil, also when
+// called again.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closing = true

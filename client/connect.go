@@ -66,7 +66,11 @@ func (s *socket) greet(u *url.URL, header http.Header) error {
 	if s.br, err = upgrade(s.conn, u, header); err != nil {
 		return err
 	}
-	return s.readWelcome()
+	if err := s.readWelcome(); err != nil {
+		s.end()
+		return err
+	}
+	return nil
 }
 
 func (s *socket) readWelcome() error {
@@ -86,19 +90,23 @@ func (s *socket) readWelcome() error {
 }
 
 // run serves sock and its successors until the client is closed or told to
-// stay away.
+// stay away. The time that a server takes to close a connection counts towards
+// the delay before the next attempt.
 func (c *Client) run(sock *socket) {
 	defer c.cancel()
 	var err error
 	for attempt := 0; ; attempt++ {
+		began := time.Now()
+		lost := began
 		if sock != nil {
-			began := time.Now()
 			err = c.serve(sock)
-			if time.Since(began) > c.ceiling(attempt) {
+			lost = time.Now()
+			if lost.Sub(began) > c.ceiling(attempt) {
 				attempt = 0
 			}
+			sock.end()
 		}
-		if c.opt.NoReconnect || !comeBack(err) || !c.sleep(c.delay(err, attempt)) {
+		if c.opt.NoReconnect || !comeBack(err) || !c.sleep(time.Until(lost.Add(c.delay(err, attempt)))) {
 			c.end(err)
 			return
 		}

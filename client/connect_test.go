@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -68,6 +70,21 @@ func TestHandshakeTimeout(t *testing.T) {
 			})
 		})
 	}
+}
+
+// So it is when the server stays after it was told what is wrong with its first frame.
+func TestHandshakeTimeoutBoundsTheEnd(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		s.welcome.set("hello")
+		for timeout, want := range map[time.Duration]time.Duration{time.Second: time.Second, time.Minute: closeTimeout} {
+			began := time.Now()
+			_, err := Dial(t.Context(), "ws://tocsin.test/ws", Options{NetDial: s.accept, HandshakeTimeout: timeout})
+			if took := time.Since(began); err == nil || took != want {
+				t.Errorf("%v after %s, want %s", err, took, want)
+			}
+			(<-s.dialed).wantClose(wire.CloseProtocolError)
+		}
+	})
 }
 
 func TestFirstFrameMustBeTheWelcome(t *testing.T) {
@@ -190,6 +207,81 @@ func TestCloseCodesSayWhetherToComeBack(t *testing.T) {
 				}
 				if s.dials.Load() != 1 {
 					t.Errorf("dialed %d times", s.dials.Load())
+				}
+			})
+		})
+	}
+}
+
+// RFC 6455 section 7.1.1: the server closes TCP first.
+func TestServerClosesFirst(t *testing.T) {
+	for name, end := range map[string]func(*peer){
+		"closed by the server": func(p *peer) {
+			p.raw(wire.AppendClose(nil, wire.CloseShutdown, ""))
+		},
+		"refused by the client": func(p *peer) {
+			p.raw(wire.AppendFrame(nil, ws.OpBinary, nil))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, s *fake) {
+				c, p := s.dial("", Options{NoReconnect: true})
+				end(p)
+				if f := p.nextFrame(); f.Header.OpCode != ws.OpClose {
+					t.Fatalf("got opcode %d, want a Close frame", f.Header.OpCode)
+				}
+				p.raw(make([]byte, 1<<20)) // is read, whatever it says
+				time.Sleep(closeTimeout - 1)
+				synctest.Wait()
+				select {
+				case <-p.in:
+					t.Fatal("the client closed first")
+				case <-c.Done():
+					t.Fatal("the client ended before the connection")
+				default:
+				}
+				closed := time.Now()
+				p.drop()
+				if <-c.Done(); time.Since(closed) != 0 {
+					t.Errorf("the client ended %s later", time.Since(closed))
+				}
+			})
+		})
+	}
+	t.Run("never", func(t *testing.T) {
+		run(t, func(t *testing.T, s *fake) {
+			_, p := s.dial("", Options{NoReconnect: true})
+			began := time.Now()
+			p.raw(wire.AppendClose(nil, wire.CloseShutdown, ""))
+			p.wantClose(wire.CloseShutdown)
+			if took := time.Since(began); took != closeTimeout {
+				t.Errorf("the client closed after %s, want %s", took, closeTimeout)
+			}
+		})
+	})
+}
+
+// Commands do not wait for the end of the old connection, and coming back waits
+// for it only beyond the delay that was due anyway.
+func TestSlowEndDelaysOnlyItself(t *testing.T) {
+	for _, tt := range []struct{ told, want time.Duration }{
+		{time.Minute, time.Minute},
+		{time.Millisecond, closeTimeout},
+	} {
+		t.Run(tt.told.String(), func(t *testing.T) {
+			run(t, func(t *testing.T, s *fake) {
+				c, p := s.dial("", Options{})
+				pending := make(chan error, 1)
+				go func() { pending <- c.Ping(t.Context()) }()
+				p.wantCommand("ping", "{}")
+				began := time.Now()
+				p.send(`{"goodbye":{"code":3001,"reason":"shutdown","retry_after_ms":%d}}`, tt.told.Milliseconds())
+				p.raw(wire.AppendClose(nil, wire.CloseShutdown, ""))
+				if err := <-pending; !errors.Is(err, ErrLost) || time.Since(began) != 0 {
+					t.Errorf("the pending command ended with %v after %s", err, time.Since(began))
+				}
+				if _, took := s.wantDial(); took != tt.want {
+					t.Errorf("came back after %s, want %s", took, tt.want)
 				}
 			})
 		})

@@ -40,7 +40,7 @@ type socket struct {
 }
 
 // message returns the payload of the next text message. Control frames are
-// answered on the way. Its error is a [*CloseError].
+// answered on the way. Its error is a [*CloseError]; end comes next.
 func (s *socket) message() ([]byte, error) {
 	var payload bytes.Buffer
 	state := ws.StateClientSide
@@ -134,7 +134,7 @@ func (s *socket) control(h ws.Header) error {
 // closing answers the server's Close frame, RFC 6455 section 5.5.1.
 func (s *socket) closing(payload []byte) error {
 	if len(payload) == 0 {
-		s.finish(nil)
+		_ = s.write(ws.OpClose, nil) // the connection is over either way
 		return &CloseError{Code: 1005, Reason: "no status"}
 	}
 	if len(payload) == 1 {
@@ -144,24 +144,17 @@ func (s *socket) closing(payload []byte) error {
 	if !code.ValidReceived() || !utf8.Valid(reason) {
 		return s.fail(wire.CloseProtocolError, fmt.Errorf("Close frame with code %d, reason %q", uint16(code), reason))
 	}
-	s.finish(payload[:2])
+	_ = s.write(ws.OpClose, payload[:2])
 	return &CloseError{Code: code, Reason: string(reason)}
 }
 
-// finish sends the last frame and closes the socket.
-func (s *socket) finish(payload []byte) {
-	_ = s.write(ws.OpClose, payload) // the connection is over either way
-	s.abort()
-}
-
-// fail ends the connection because of the server's bytes.
+// fail tells the server what is wrong with its bytes. Nothing is read after it.
 func (s *socket) fail(code wire.CloseCode, cause error) error {
 	s.close(code, cause.Error())
-	s.abort()
 	return &CloseError{Code: code, Reason: "by the client", cause: cause}
 }
 
-// lost ends the connection because the socket did.
+// lost closes the socket because nothing can be read from it.
 func (s *socket) lost(cause error) error {
 	s.abort()
 	return &CloseError{Code: 1006, Reason: "connection lost", cause: cause}
@@ -173,7 +166,17 @@ func (s *socket) close(code wire.CloseCode, reason string) {
 	_ = s.write(ws.OpClose, frame[2:]) // a failed write has closed the socket
 }
 
-// abort closes the socket; the reading goroutine sees that.
+// end closes the socket after the server has closed it, RFC 6455 section 7.1.1,
+// or after closeTimeout. What arrives meanwhile is dropped: a socket that is
+// closed with unread bytes is reset, and the server may never see our Close
+// frame. The reading goroutine calls it.
+func (s *socket) end() {
+	_ = s.conn.SetReadDeadline(time.Now().Add(closeTimeout)) // a closed socket says so below
+	_, _ = io.Copy(io.Discard, s.conn)
+	s.abort()
+}
+
+// abort closes the socket at once; the reading goroutine sees that.
 func (s *socket) abort() { _ = s.conn.Close() }
 
 // text sends a text frame.

@@ -3,7 +3,9 @@ package client
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -106,6 +108,61 @@ func TestCloseWithoutStatus(t *testing.T) {
 			t.Errorf("ended with %v", c.Err())
 		}
 	})
+}
+
+// A server whose message is refused can send it to its end and then read why.
+func TestRefusedMessageIsNotReset(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		b    []byte
+		code wire.CloseCode
+	}{
+		{"too big", wire.AppendFrame(nil, ws.OpText, bytes.Repeat([]byte{' '}, 16<<20)), wire.CloseTooBig},
+		{"binary", wire.AppendFrame(nil, ws.OpBinary, make([]byte, 16<<20)), wire.CloseUnsupported},
+		{
+			"not UTF-8, with more behind it",
+			append(wire.AppendFrame(nil, ws.OpText, []byte("\xff")), make([]byte, 16<<20)...), wire.CloseInvalidData,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			seen := make(chan error, 1)
+			dial, _ := serveRaw(t, func(conn net.Conn) { seen <- sendAndReadClose(conn, tt.b, tt.code) })
+			c, err := Dial(t.Context(), "ws://tocsin.test/ws", Options{NetDial: dial, NoReconnect: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if err := <-seen; err != nil {
+				t.Error(err)
+			}
+			<-c.Done()
+			if err, ok := errors.AsType[*CloseError](c.Err()); !ok || err.Code != tt.code {
+				t.Errorf("the client ended with %v", c.Err())
+			}
+		})
+	}
+}
+
+// sendAndReadClose is a server that writes b to its end before it reads.
+func sendAndReadClose(conn net.Conn, b []byte, code wire.CloseCode) error {
+	u := ws.Upgrader{Protocol: func(name []byte) bool { return string(name) == wire.Subprotocol }}
+	if _, err := u.Upgrade(conn); err != nil {
+		return err
+	}
+	if _, err := conn.Write(wire.AppendFrame(nil, ws.OpText, []byte(welcome))); err != nil {
+		return err
+	}
+	if _, err := conn.Write(b); err != nil {
+		return err
+	}
+	f, err := readFrame(conn)
+	if err != nil {
+		return err
+	}
+	if f.Header.OpCode != ws.OpClose || len(f.Payload) < 2 || wire.CloseCode(binary.BigEndian.Uint16(f.Payload)) != code {
+		return fmt.Errorf("got opcode %d, %q, want Close %d", f.Header.OpCode, f.Payload, code)
+	}
+	return nil
 }
 
 // nowhere is a connection whose writes vanish.
