@@ -76,7 +76,7 @@ func (c *serveCmd) Run(std streams) error {
 	s.announce(std.out)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	go giveBack(ctx)
+	go giveBack(ctx, lookEvery)
 	select {
 	case err := <-failed:
 		return err
