@@ -207,11 +207,6 @@ func (s *settings) warn(log *slog.Logger) {
 			log.Warn("dev lets everybody in who reaches this address", key, address)
 		}
 	}
-	for _, key := range s.APIKey {
-		if !s.Dev && len(key) < weakKey {
-			log.Warn("an api-key this short can be guessed from a token; openssl rand -hex 32 makes a good one", "bytes", len(key), "want", weakKey)
-		}
-	}
 }
 
 func (s *settings) logger(w io.Writer) *slog.Logger {

@@ -110,7 +110,7 @@ func (s *settings) check() error {
 	if !s.Dev && len(s.APIKey) == 0 {
 		return usagef("nobody could come in: set api-key (openssl rand -hex 32 makes one), or dev on a machine of your own")
 	}
-	return s.keyring.check()
+	return s.keyring.check(!s.Dev)
 }
 
 // badValue is a value that its setting cannot have.

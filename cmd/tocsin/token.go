@@ -1,11 +1,13 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/golang-jwt/jwt/v5"
 
@@ -21,14 +23,21 @@ type keyring struct {
 const (
 	maxToken  = 4 << 10          // bytes
 	leeway    = 30 * time.Second // of the clocks of who signs and who checks
-	weakKey   = 16               // bytes; a shorter key can be guessed from one token
+	minKey    = 16               // bytes; a shorter key can be guessed from one token
+	maxDate   = 253402300799     // the last second of the year 9999; more is not meant in seconds
 	algorithm = "HS256"
 )
 
-func (k *keyring) check() error {
+// check refuses keys that cannot be sent as a header and, where keys sign
+// tokens, those that are too short for that.
+func (k *keyring) check(signs bool) error {
 	for _, key := range k.APIKey {
-		if key == "" || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		switch {
+		case key == "" || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }):
 			return usagef("api-key must be printable ASCII without spaces")
+		case signs && len(key) < minKey:
+			return usagef("api-key has %d bytes, it must have at least %d: whoever holds a token can guess a short one; openssl rand -hex 32 makes a good one",
+				len(key), minKey)
 		}
 	}
 	return nil
@@ -40,7 +49,7 @@ var (
 	errLongToken = fmt.Errorf("the token is longer than %d bytes", maxToken)
 	errExpired   = errors.New("the token expired")
 	errNoExpiry  = errors.New("the token has no exp claim")
-	errUnsigned  = errors.New("the token is not signed with HS256 and an API key of this server")
+	errUnsigned  = errors.New("the token's signature is not valid here")
 	errBadToken  = errors.New("the token is not a JSON Web Token with the claims sub and exp")
 )
 
@@ -65,9 +74,14 @@ func (k *keyring) verify(token string) (user string, err error) {
 	for _, key := range k.APIKey {
 		keys.Keys = append(keys.Keys, []byte(key))
 	}
-	var claims jwt.RegisteredClaims
+	var claims claims
 	_, err = jwt.ParseWithClaims(token, &claims,
-		func(*jwt.Token) (any, error) { return keys, nil },
+		func(t *jwt.Token) (any, error) {
+			if _, ok := t.Header["crit"]; ok {
+				return nil, errBadToken // RFC 7515 section 4.1.11: no extension is understood
+			}
+			return keys, nil
+		},
 		jwt.WithValidMethods([]string{algorithm}), jwt.WithExpirationRequired(),
 		jwt.WithLeeway(leeway), jwt.WithStrictDecoding())
 	switch {
@@ -86,6 +100,49 @@ func (k *keyring) verify(token string) (user string, err error) {
 	return claims.Subject, nil
 }
 
+// claims are those of a token that count here. Their names are read in their
+// own case, their texts are UTF-8, and their dates are numbers: encoding/json and
+// [jwt.NumericDate] would take more.
+type claims struct{ jwt.RegisteredClaims }
+
+// UnmarshalJSON implements [json.Unmarshaler]. Of two claims of one name it
+// takes the last, RFC 7519 section 4.
+func (c *claims) UnmarshalJSON(text []byte) (err error) {
+	var named map[string]json.RawMessage
+	if !utf8.Valid(text) {
+		return errBadToken
+	}
+	if err := json.Unmarshal(text, &named); err != nil {
+		return err
+	}
+	if sub, ok := named["sub"]; ok {
+		if err := json.Unmarshal(sub, &c.Subject); err != nil {
+			return err
+		}
+	}
+	if c.ExpiresAt, err = numericDate(named["exp"]); err != nil {
+		return err
+	}
+	c.NotBefore, err = numericDate(named["nbf"])
+	return err
+}
+
+// numericDate returns a date in seconds, RFC 7519 section 2, or nil if there is
+// none.
+func numericDate(text json.RawMessage) (*jwt.NumericDate, error) {
+	if len(text) == 0 {
+		return nil, nil
+	}
+	var seconds *float64
+	if err := json.Unmarshal(text, &seconds); err != nil {
+		return nil, err
+	}
+	if seconds == nil || *seconds < 0 || *seconds > maxDate {
+		return nil, errBadToken
+	}
+	return jwt.NewNumericDate(time.UnixMilli(int64(*seconds * 1000))), nil
+}
+
 func (k *keyring) sign(user string, ttl time.Duration) (string, error) {
 	claims := jwt.RegisteredClaims{Subject: user, ExpiresAt: jwt.NewNumericDate(time.Now().Add(ttl))}
 	return jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString([]byte(k.APIKey[0]))
@@ -102,7 +159,7 @@ func (c *tokenCmd) Run(std streams) error {
 	if len(c.APIKey) == 0 {
 		return usagef("api-key is missing: a token is signed with the server's")
 	}
-	if err := c.check(); err != nil {
+	if err := c.check(true); err != nil {
 		return err
 	}
 	if bad := wire.CheckUser(c.User); bad != nil {
