@@ -27,9 +27,13 @@ type cli struct {
 	Publish   publishCmd   `cmd:"" help:"Send a message to the subscribers of a topic."`
 	Push      pushCmd      `cmd:"" help:"Send a message to every device of a user, or to one connection."`
 	Broadcast broadcastCmd `cmd:"" help:"Send a message to every connection."`
-	Doctor    doctorCmd    `cmd:"" help:"Check the limits of this machine: what is too small, and the command that raises it."`
-	Token     tokenCmd     `cmd:"" help:"Print a token that lets a client in."`
-	Version   versionCmd   `cmd:"" help:"Print the version."`
+
+	Disconnect disconnectCmd `cmd:"" help:"Close the connections of a user, or one connection."`
+	Doctor     doctorCmd     `cmd:"" help:"Check the limits of this machine: what is too small, and the command that raises it."`
+	Token      tokenCmd      `cmd:"" help:"Print a token that lets a client in."`
+	Version    versionCmd    `cmd:"" help:"Print the version."`
+
+	ShowVersion kong.VersionFlag `name:"version" help:"Print the version."`
 
 	Config string `help:"YAML file with settings, under the names that the flags have ($$TOCSIN_CONFIG)." placeholder:"FILE"`
 }
@@ -82,6 +86,7 @@ func newParser(c *cli, from *sources, std streams) (*kong.Kong, error) {
 		kong.Name("tocsin"),
 		kong.Description("A push server: a million mostly idle WebSocket connections on one machine, and one HTTP call to ring them."),
 		kong.Writers(std.out, std.err),
+		kong.Vars{"version": version()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 		kong.NamedMapper("count", mapper(parseCount)),
 		kong.NamedMapper("size", mapper(parseSize)),
@@ -100,6 +105,11 @@ type versionCmd struct{}
 
 // Run prints what the binary was built from.
 func (versionCmd) Run(std streams) error {
+	_, err := fmt.Fprintln(std.out, version())
+	return err
+}
+
+func version() string {
 	version, revision := "(devel)", ""
 	if info, ok := debug.ReadBuildInfo(); ok {
 		version = info.Main.Version
@@ -109,6 +119,5 @@ func (versionCmd) Run(std streams) error {
 			}
 		}
 	}
-	_, err := fmt.Fprintf(std.out, "tocsin %s%s %s %s/%s\n", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	return err
+	return fmt.Sprintf("tocsin %s%s %s %s/%s", version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

@@ -67,12 +67,17 @@ func TestExitStatus(t *testing.T) {
 		words  string
 	}{
 		{"version", 0, ""},
+		{"--version", 0, ""},
+		{"serve --version", 0, ""},
 		{"", 0, ""},
 		{"serve --help", 0, ""},
-		{"token --user 42 --ttl 1h --api-key K", 0, ""},
+		{"token --user 42 --ttl 1h --api-key 0123456789abcdef", 0, ""},
+		{"token --user 42 --ttl 1h --api-key 0123456789abcde", 2, "openssl rand -hex 32"},
 		{"serve", 2, "api-key"},
 		{"serve --api-key=", 2, "api-key"},
 		{"serve --api-key=a\tb", 2, "api-key must be"},
+		{"serve --api-key=0123456789abcde", 2, "api-key has 15 bytes, it must have at least 16"},
+		{"serve --api-key=0123456789abcdef --api-key=short", 2, "openssl rand -hex 32"},
 		{"serve --dev --nothing", 2, "--nothing"},
 		{"serve --dev --max-topics=0", 2, "max-topics"},
 		{"serve --dev --max-topics", 2, "max-topics"},
@@ -84,14 +89,16 @@ func TestExitStatus(t *testing.T) {
 		{"publish news", 2, "<data>"},
 		{"publish news unquoted", 2, "not JSON"},
 		{"publish news 1 --wait=ack", 2, "wait"},
-		{"push 1", 2, "--user"},
+		{"push 1", 2, "give --user or --conn"},
+		{"disconnect", 2, "give --user or --conn"},
+		{"disconnect --user a --code 3", 2, "code is"},
 		{"push 1 --user a --conn b", 2, "--user and --conn"},
 		{"broadcast 1 --rate -1", 2, "rate"},
 		{"publish news 1 --api ftp://x", 2, "api is"},
 		{"publish news 1 --api http://127.0.0.1:1", 1, "--api"},
 		{"token --user 42", 2, "api-key"},
 		{"token --user", 2, "user"},
-		{"token --user a\tb --api-key K", 2, "user"},
+		{"token --user a\tb --api-key 0123456789abcdef", 2, "user"},
 	} {
 		var args []string
 		if c.args != "" {
@@ -140,21 +147,24 @@ func newFakeAPI(t *testing.T, status int, answer string) (*fakeAPI, string) {
 
 // TestSending checks what the commands make of a message.
 func TestSending(t *testing.T) {
-	api, url := newFakeAPI(t, http.StatusOK, `{"id":"m1"}`)
+	const receipt = `{"id":"m1","devices":[{"status":"acked"}]}`
+	api, url := newFakeAPI(t, http.StatusOK, receipt)
 	for _, c := range []struct {
 		args, stdin, path, body string
 	}{
-		{`publish news {"hi":1}`, "", "/api/publish", `{"data":{"hi":1},"topic":"news","urgency":"normal","wait":"sent"}`},
+		{`publish news {"hi":1}`, "", "/api/publish", `{"data":{"hi":1},"topic":"news","wait":"sent"}`},
 		{
 			"publish news - --id m --ttl 2m --urgency high --collapse-key c --idempotency-key i --wait none", "[1,\n2]", "/api/publish",
 			`{"collapse_key":"c","data":[1,2],"id":"m","idempotency_key":"i","topic":"news","ttl":120,"urgency":"high","wait":"none"}`,
 		},
-		{"push 1 --user 42", "", "/api/push", `{"data":1,"urgency":"normal","user":"42","wait":"sent"}`},
-		{"push --conn c9 1 --wait ack --timeout 1500ms", "", "/api/push", `{"conn":"c9","data":1,"timeout_ms":1500,"urgency":"normal","wait":"ack"}`},
-		{"broadcast 1 --rate 500", "", "/api/broadcast", `{"data":1,"rate":500,"urgency":"normal","wait":"sent"}`},
+		{"push 1 --user 42", "", "/api/push", `{"data":1,"user":"42","wait":"sent"}`},
+		{"push --conn c9 1 --wait ack --timeout 1500ms", "", "/api/push", `{"conn":"c9","data":1,"timeout_ms":1500,"wait":"ack"}`},
+		{"disconnect --user 42", "", "/api/disconnect", `{"user":"42"}`},
+		{"disconnect --conn c9 --code 3011 --reason moved", "", "/api/disconnect", `{"code":3011,"conn":"c9","reason":"moved"}`},
+		{"broadcast 1 --rate 500", "", "/api/broadcast", `{"data":1,"rate":500,"wait":"sent"}`},
 	} {
 		got := tocsin(t, c.stdin, append(strings.Split(c.args, " "), "--api", url+"/", "--api-key", "K")...)
-		if got != (result{0, "{\"id\":\"m1\"}\n", ""}) {
+		if got != (result{0, receipt + "\n", ""}) {
 			t.Fatalf("%s: %+v", c.args, got)
 		}
 		if sent := <-api.request; sent != (heard{c.path, c.body, "K"}) {
@@ -164,13 +174,63 @@ func TestSending(t *testing.T) {
 }
 
 func TestRefusalsAreShown(t *testing.T) {
-	_, url := newFakeAPI(t, http.StatusNotFound, `{"detail":"Nobody is there."}`)
-	if got := tocsin(t, "", "publish", "news", "1", "--api", url); got != (result{1, "", "tocsin: Nobody is there. (404 Not Found)\n"}) {
+	_, url := newFakeAPI(t, http.StatusConflict, `{"detail":"It came before."}`)
+	if got := tocsin(t, "", "publish", "news", "1", "--api", url); got != (result{1, "", "tocsin: It came before. (409 Conflict)\n"}) {
 		t.Errorf("%+v", got)
 	}
 	_, url = newFakeAPI(t, http.StatusNotFound, "<html>")
 	if got := tocsin(t, "", "publish", "news", "1", "--api", url); got.status != 1 || !strings.Contains(got.err, "is it a Tocsin server's API?") {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestWhatBecameOfAMessage: nobody is no failure of a publish, and a receipt is
+// shown whatever came of it.
+func TestWhatBecameOfAMessage(t *testing.T) {
+	const nobody = `{"type":"about:blank","title":"Not Found","status":404,"detail":"Nobody is there.","code":"nobody"}`
+	const noAck = `{"id":"m1","subscribers":1,"written":1,"devices":[{"conn":"c1","status":"written"}]}`
+	for _, c := range []struct {
+		args   string
+		status int
+		answer string
+		want   result
+	}{
+		{"publish news 1", 200, `{"id":"m1","subscribers":0}`, result{0, `{"id":"m1","subscribers":0}` + "\n", "tocsin: nobody is subscribed to \"news\"\n"}},
+		{"publish news 1", 404, nobody, result{0, "", "tocsin: nobody is subscribed to \"news\"\n"}},
+		{"broadcast 1", 200, `{"id":"m1","subscribers":0}`, result{0, `{"id":"m1","subscribers":0}` + "\n", "tocsin: nobody is connected\n"}},
+		{"broadcast 1", 404, nobody, result{0, "", "tocsin: nobody is connected\n"}},
+		{"push 1 --user 42", 404, nobody, result{1, "", "tocsin: Nobody is there. (404 Not Found)\n"}},
+		{"disconnect --user 42", 404, nobody, result{1, "", "tocsin: Nobody is there. (404 Not Found)\n"}},
+		{"push 1 --user 42 --wait ack --timeout 2s", 200, noAck, result{1, noAck + "\n", "tocsin: no device acknowledged within 2s\n"}},
+		{"push 1 --user 42 --wait sent", 200, noAck, result{0, noAck + "\n", ""}},
+		{
+			"push 1 --user 42 --wait ack", 409, `{"type":"about:blank","title":"Conflict","status":409,"detail":"Nobody acknowledged.","code":"no_ack","id":"m1","subscribers":1}`,
+			result{1, `{"id":"m1","subscribers":1}` + "\n", "tocsin: Nobody acknowledged. (409 Conflict)\n"},
+		},
+		{"push 1 --user 42 --wait ack", 200, `{"id":"m1","devices":[{"status":"queued"},{"status":"acked"}]}`, result{0, `{"id":"m1","devices":[{"status":"queued"},{"status":"acked"}]}` + "\n", ""}},
+	} {
+		_, url := newFakeAPI(t, c.status, c.answer)
+		if got := tocsin(t, "", append(strings.Fields(c.args), "--api", url)...); got != c.want {
+			t.Errorf("%s, %d %s:\n%+v, want\n%+v", c.args, c.status, c.answer, got, c.want)
+		}
+	}
+}
+
+// TestKeyStaysWithTheServer: a redirect is told and not followed.
+func TestKeyStaysWithTheServer(t *testing.T) {
+	other, elsewhere := newFakeAPI(t, http.StatusOK, `{"id":"m1"}`)
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		redirect := httptest.NewServer(http.RedirectHandler(elsewhere+"/api/publish", status))
+		got := tocsin(t, "", "publish", "news", "1", "--api", redirect.URL, "--api-key", "K")
+		redirect.Close()
+		if got.status != 1 || got.out != "" || !strings.Contains(got.err, "points to "+elsewhere) || !strings.Contains(got.err, "--api") {
+			t.Errorf("%d: %+v", status, got)
+		}
+	}
+	select {
+	case sent := <-other.request:
+		t.Errorf("the other server got %+v", sent)
+	default:
 	}
 }
 
