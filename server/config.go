@@ -97,7 +97,8 @@ type Config struct {
 	PingInterval     time.Duration // silence before a ping. Default 25 s; negative: no pings
 	PongTimeout      time.Duration // ping to the first byte after it. Default 8 s
 	CloseTimeout     time.Duration // Close frame to the end of the socket. Default 5 s
-	Drain            time.Duration // Shutdown spreads the closes over this. Default 30 s
+	Drain            time.Duration // Shutdown spreads the closes over this. Default 20 s
+	ReturnWindow     time.Duration // Shutdown tells clients to come back spread over this. Default Drain
 
 	// Logger is written to by every goroutine. Default [slog.Default].
 	Logger *slog.Logger
@@ -171,7 +172,8 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.PingInterval, 25*time.Second)
 	setDefault(&c.PongTimeout, 8*time.Second)
 	setDefault(&c.CloseTimeout, 5*time.Second)
-	setDefault(&c.Drain, 30*time.Second)
+	setDefault(&c.Drain, 20*time.Second)
+	setDefault(&c.ReturnWindow, c.Drain)
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -208,7 +210,6 @@ func (c *Config) check() error {
 		{"Shards", int64(c.Shards), 4096},
 		{"Workers", int64(c.Workers), 4096},
 		{"HookWorkers", int64(c.HookWorkers), 1 << 20},
-		{"MaxConnections", int64(c.MaxConnections) + 1, 1 << 30},
 		{"MaxUserConns", int64(c.MaxUserConns), 1 << 30},
 		{"MaxTopics", int64(c.MaxTopics), 1 << 15},
 		{"MaxMessage", int64(c.MaxMessage), 1 << 30},
@@ -228,10 +229,14 @@ func (c *Config) check() error {
 		{"PongTimeout", int64(c.PongTimeout), int64(maxTimeout)},
 		{"CloseTimeout", int64(c.CloseTimeout), int64(maxTimeout)},
 		{"Drain", int64(c.Drain), int64(maxTimeout)},
+		{"ReturnWindow", int64(c.ReturnWindow), int64(maxTimeout)},
 	} {
 		if n.value < 1 || n.value > n.max {
 			return fmt.Errorf("server: Config.%s is %d, it must be 1 to %d", n.name, n.value, n.max)
 		}
+	}
+	if most := 1<<30 - 1; c.MaxConnections < 0 || c.MaxConnections > most {
+		return fmt.Errorf("server: Config.MaxConnections is %d, it must be 0 to %d", c.MaxConnections, most)
 	}
 	if c.PingInterval > maxTimeout {
 		return fmt.Errorf("server: Config.PingInterval is %s, the most is %s", c.PingInterval, maxTimeout)

@@ -22,10 +22,11 @@ type drainPlan struct {
 }
 
 // Shutdown drains the server: it stops accepting, sends every connection a
-// goodbye with a retry_after_ms of its own and a Close, spread over
-// Config.Drain, flushes what waits, and ends every goroutine it started. When
-// ctx ends first the rest is closed at once and ctx's error returned. Any
-// goroutine may call it; later calls wait for the first.
+// goodbye and a Close, spread over Config.Drain, flushes what waits, and ends
+// every goroutine it started. The goodbye's retry_after_ms is half a second and
+// a part of Config.ReturnWindow; the parts differ, so that the clients come back
+// spread over it. When ctx ends first the rest is closed at once and ctx's error
+// returned. Any goroutine may call it; later calls wait for the first.
 func (srv *Server) Shutdown(ctx context.Context) error {
 	srv.shutdown.Do(func() {
 		srv.shutdownErr = srv.drainAll(ctx)
@@ -36,21 +37,7 @@ func (srv *Server) Shutdown(ctx context.Context) error {
 }
 
 func (srv *Server) drainAll(ctx context.Context) (err error) {
-	srv.mu.Lock()
-	srv.draining.Store(true)
-	listeners := srv.listeners
-	srv.listeners = nil
-	srv.mu.Unlock()
-	for _, l := range listeners {
-		l.close()
-	}
-	srv.cfg.Logger.Info("draining", "connections", srv.opened.Load(), "over", srv.cfg.Drain)
-	srv.drainUntil = srv.kernel.Now() + srv.cfg.Drain
-	srv.retryWindow = max(srv.cfg.Drain.Milliseconds(), 1000, 2*srv.opened.Load())
-	for _, s := range srv.shards {
-		s.inbox.append(item{kind: itemDrain})
-		s.wake()
-	}
+	srv.beginDrain()
 	if !srv.waitFor(ctx, func() bool { return srv.conns.Load() == 0 && srv.hooksWaiting.Load() == 0 }) {
 		err = fmt.Errorf("drain: %d connections were closed at once: %w", srv.conns.Load(), ctx.Err())
 		srv.hurryDrain.Store(true)
@@ -62,6 +49,25 @@ func (srv *Server) drainAll(ctx context.Context) (err error) {
 	}
 	srv.stop(ctx)
 	return err
+}
+
+// beginDrain stops accepting and tells every shard to drain.
+func (srv *Server) beginDrain() {
+	srv.mu.Lock()
+	srv.draining.Store(true)
+	listeners := srv.listeners
+	srv.listeners = nil
+	srv.mu.Unlock()
+	for _, l := range listeners {
+		l.close()
+	}
+	srv.cfg.Logger.Info("draining", "connections", srv.opened.Load(), "over", srv.cfg.Drain, "return-window", srv.cfg.ReturnWindow)
+	srv.drainUntil = srv.kernel.Now() + srv.cfg.Drain
+	srv.retryWindow = max(srv.cfg.ReturnWindow.Milliseconds(), 1)
+	for _, s := range srv.shards {
+		s.inbox.append(item{kind: itemDrain})
+		s.wake()
+	}
 }
 
 // waitFor waits until ended, or ctx ends, and reports which.

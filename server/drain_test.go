@@ -53,7 +53,7 @@ func (c *client) farewell() (messages int, retry int, code wire.CloseCode) {
 // away (docs/faults.md D1).
 func TestDrainTellsEachClientWhenToComeBack(t *testing.T) {
 	parallel(t)
-	srv, addr := started(t, Config{Drain: time.Second, CloseTimeout: time.Second})
+	srv, addr := started(t, Config{Drain: time.Second, ReturnWindow: 10 * time.Second, CloseTimeout: time.Second})
 	n := size(3000)
 	clients := make([]*client, n)
 	for i := range clients {
@@ -130,6 +130,34 @@ func TestDrainIsSpread(t *testing.T) {
 	}
 }
 
+// Clients come back spread over ReturnWindow, however long the drain is.
+func TestReturnWindowSpreadsTheReturns(t *testing.T) {
+	s := newSim(t, 1, Config{Drain: time.Second, ReturnWindow: 10 * time.Second, PingInterval: -1})
+	const n, bins = 1000, 10
+	var peers []*peer
+	for range n {
+		peers = append(peers, s.dial("/ws"))
+	}
+	s.srv.beginDrain()
+	for range 2 * int(time.Second/tickEvery) {
+		s.time += tickEvery
+		s.turn(s.srv.shards[0])
+	}
+	var in [bins]int
+	for _, p := range peers {
+		for _, f := range p.frames() {
+			if e, err := wire.ParseEvent(f.Payload); err == nil && e.Goodbye != nil {
+				in[(e.Goodbye.RetryAfterMS-500)*bins/10_000]++
+			}
+		}
+	}
+	for i, got := range in { // all n: each bin has its tenth
+		if got < n/bins*8/10 || got > n/bins*12/10 {
+			t.Errorf("%d of %d clients come back in second %d", got, n, i)
+		}
+	}
+}
+
 // When the context of Shutdown ends, so does everything, whoever still reads,
 // talks or holds a hook (docs/faults.md D2).
 func TestShutdownEndsWithItsContext(t *testing.T) {
@@ -180,14 +208,16 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 func TestStartFailsWholeAndNamesTheSetting(t *testing.T) {
 	fds := openFDs()
 	for want, cfg := range map[string]Config{
-		"Config.Auth":         {},
-		"Config.Path":         {Dev: true, Path: "ws"},
-		"Config.MaxMessage":   {Dev: true, MaxMessage: -1},
-		"Config.Shards":       {Dev: true, Shards: 5000},
-		"Config.MaxControl":   {Dev: true, MaxControl: 101},
-		"Config.PongTimeout":  {Dev: true, PongTimeout: -time.Second},
-		"Config.PingInterval": {Dev: true, PingInterval: 25 * time.Hour},
-		"Config.Overflow":     {Dev: true, Overflow: []OverflowRule{{"a", "drop"}}},
+		"Config.Auth":          {},
+		"Config.Path":          {Dev: true, Path: "ws"},
+		"Config.MaxMessage":    {Dev: true, MaxMessage: -1},
+		"Config.Shards":        {Dev: true, Shards: 5000},
+		"Config.MaxControl":    {Dev: true, MaxControl: 101},
+		"Config.PongTimeout":   {Dev: true, PongTimeout: -time.Second},
+		"Config.ReturnWindow":  {Dev: true, ReturnWindow: -time.Second},
+		"MaxConnections is -5": {Dev: true, MaxConnections: -5},
+		"Config.PingInterval":  {Dev: true, PingInterval: 25 * time.Hour},
+		"Config.Overflow":      {Dev: true, Overflow: []OverflowRule{{"a", "drop"}}},
 	} {
 		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want something about %s", err, want)

@@ -122,8 +122,11 @@ func capacity(cfg *Config) (int, error) {
 		return 0, fmt.Errorf("server: %w", err)
 	}
 	reserved := uint64(max(reservedFDs, reservedFDs/2+cfg.Shards))
-	fits := int(min(max(limit, reserved+1)-reserved, 1<<30))
+	fits := int(min(max(limit, reserved)-reserved, 1<<30))
 	switch {
+	case fits == 0:
+		return 0, fmt.Errorf("server: the limit of open files (RLIMIT_NOFILE) is %d, hard %d, and a server needs %d for itself and one for each connection: raise it with ulimit -Hn %d or LimitNOFILE=",
+			limit, hard, reserved, uint64(max(cfg.MaxConnections, 1000))+reserved)
 	case cfg.MaxConnections == 0:
 		return fits, nil
 	case cfg.MaxConnections > fits:
