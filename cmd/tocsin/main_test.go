@@ -13,9 +13,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/gobwas/ws"
 	"github.com/gobwas/ws/wsutil"
@@ -245,7 +248,14 @@ type process struct {
 // serve starts a server and reads the three lines that it greets with.
 func serve(t *testing.T, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: command(append([]string{"serve", "--listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"}, args...)...)}
+	return start(t, command(append([]string{"serve", "--listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"}, args...)...))
+}
+
+// start is serve for a command that is made by hand.
+func start(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	cmd.Env = append(os.Environ(), "BE_TOCSIN=1")
+	p := &process{cmd: cmd}
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -420,12 +430,18 @@ func TestTokensLetIn(t *testing.T) {
 
 // TestDrain: clients are told goodbye and the process ends with 0.
 func TestDrain(t *testing.T) {
-	p := serve(t, "--dev", "--drain=100ms")
+	p := serve(t, "--dev", "--drain=100ms", "--return-window=2m")
 	c := connect(t, p.ws)
 	if e := c.next(t); e.Welcome == nil {
 		t.Fatalf("got %+v", e)
 	}
 	p.signal(t, syscall.SIGTERM)
+	if line := p.nextLine(t); line["drain-delay"] != "0s" || line["at-most"] != "9.1s" {
+		t.Errorf("%v", line)
+	}
+	if line := p.nextLine(t); line["msg"] != "draining" || line["over"] != "100ms" || line["return-window"] != "2m0s" {
+		t.Errorf("%v", line)
+	}
 	if g := c.next(t).Goodbye; g == nil || g.Code != wire.CloseShutdown {
 		t.Errorf("got %+v", g)
 	}
@@ -455,9 +471,113 @@ func TestSecondSignalExitsAtOnce(t *testing.T) {
 	if e := connect(t, p.ws).next(t); e.Welcome == nil {
 		t.Errorf("got %+v", e)
 	}
-	p.signal(t, syscall.SIGINT)
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	go func() { // those of the first second do not count
+		for p.cmd.Process.Signal(syscall.SIGINT) == nil {
+			<-again.C
+		}
+	}()
 	if status, log := p.wait(t); status != 1 || !strings.Contains(log, "second signal") {
 		t.Errorf("status %d:\n%s", status, log)
+	}
+}
+
+// TestSignalsOfOneMomentAreOne: timeout(1) signals a process and then its
+// group, a terminal that closes may send SIGHUP and SIGTERM.
+func TestSignalsOfOneMomentAreOne(t *testing.T) {
+	p := serve(t, "--dev", "--drain=500ms")
+	c := connect(t, p.ws)
+	if e := c.next(t); e.Welcome == nil {
+		t.Fatalf("got %+v", e)
+	}
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT, syscall.SIGTERM} {
+		p.signal(t, sig)
+	}
+	if g := c.next(t).Goodbye; g == nil || g.Code != wire.CloseShutdown {
+		t.Errorf("got %+v", g)
+	}
+	c.Close()
+	if status, log := p.wait(t); status != 0 || !strings.Contains(log, "stopped") {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+}
+
+func TestSecondSignal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		signals := make(chan os.Signal, 8)
+		go func() {
+			for range 4 {
+				signals <- syscall.SIGTERM
+				time.Sleep(oneSignal / 3)
+			}
+			signals <- syscall.SIGINT
+		}()
+		began := time.Now()
+		if sig := secondSignal(signals); sig != syscall.SIGINT || time.Since(began) <= oneSignal {
+			t.Errorf("%v after %s", sig, time.Since(began))
+		}
+	})
+}
+
+// TestHangupDrains, but not a process that was started with nohup.
+func TestHangupDrains(t *testing.T) {
+	if signal.Ignored(syscall.SIGHUP) {
+		t.Skip("under nohup")
+	}
+	p := serve(t, "--dev")
+	c := connect(t, p.ws)
+	c.next(t)
+	p.signal(t, syscall.SIGHUP)
+	if g := c.next(t).Goodbye; g == nil || g.Code != wire.CloseShutdown {
+		t.Errorf("got %+v", g)
+	}
+	c.Close()
+	if status, log := p.wait(t); status != 0 || !strings.Contains(log, "stopped") {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+
+	p = start(t, exec.Command("sh", "-c", `trap "" HUP; exec "$0" "$@"`, os.Args[0], "serve", "--listen=127.0.0.1:0", "--api-listen=127.0.0.1:0", "--dev"))
+	p.signal(t, syscall.SIGHUP)
+	c = connect(t, p.ws)
+	if e := c.next(t); e.Welcome == nil {
+		t.Errorf("after SIGHUP under nohup: %+v", e)
+	}
+	c.Close()
+	p.signal(t, syscall.SIGTERM)
+	if status, log := p.wait(t); status != 0 || strings.Contains(log, "hangup") {
+		t.Errorf("status %d:\n%s", status, log)
+	}
+}
+
+// TestListensWhereItIsTold: 0.0.0.0 is IPv4, and what is logged can be dialed.
+func TestListensWhereItIsTold(t *testing.T) {
+	for _, c := range []struct{ address, host, reach string }{
+		{"0.0.0.0:0", "0.0.0.0", "localhost"},
+		{"127.0.0.1:0", "127.0.0.1", "127.0.0.1"},
+		{":0", "::", "localhost"},
+	} {
+		ln, err := listen("listen", c.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		host, port, err := net.SplitHostPort(ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if host == "0.0.0.0" && c.host == "::" {
+			host = "::" // a machine without IPv6
+		}
+		if host != c.host || reachable(ln) != c.reach+":"+port {
+			t.Errorf("%s listens on %s, reachable as %s", c.address, ln.Addr(), reachable(ln))
+		}
+		conn, err := net.Dial("tcp", reachable(ln))
+		if err != nil {
+			t.Errorf("%s: %v", c.address, err)
+			continue
+		}
+		conn.Close()
 	}
 }
 
@@ -482,30 +602,39 @@ func TestStandardOutput(t *testing.T) {
 // TestDescriptorLimitIsRaised from the soft limit to the hard one; a
 // max-connections beyond that is refused with all numbers (docs/faults.md R1).
 func TestDescriptorLimitIsRaised(t *testing.T) {
-	script := `ulimit -Sn 100; ulimit -Hn 400; exec "$0" "$@"`
-	limited := func(args ...string) *exec.Cmd {
+	limited := func(hard int, args ...string) *exec.Cmd {
+		script := fmt.Sprintf(`ulimit -Sn 100; ulimit -Hn %d; exec "$0" "$@"`, hard)
 		cmd := exec.Command("sh", append([]string{"-c", script, os.Args[0], "serve", "--dev", "--listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"}, args...)...)
 		cmd.Env = append(os.Environ(), "BE_TOCSIN=1")
 		return cmd
 	}
-	var errs bytes.Buffer
-	cmd := limited("--max-connections=1000")
-	cmd.Stderr = &errs
-	if err := cmd.Run(); cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	if got := cmd.ProcessState.ExitCode(); got != 2 {
-		t.Errorf("status %d", got)
-	}
-	for _, word := range []string{"1000", "400"} {
-		if !strings.Contains(errs.String(), word) {
-			t.Errorf("%q does not say %s", errs.String(), word)
+	for _, c := range []struct {
+		hard  int
+		args  []string
+		words []string
+	}{
+		{400, []string{"--max-connections=1000"}, []string{"1000", "1256", "400", "ulimit -Hn", "LimitNOFILE="}},
+		{200, nil, []string{"200", "256", "ulimit -Hn", "LimitNOFILE="}},
+	} {
+		var errs bytes.Buffer
+		cmd := limited(c.hard, c.args...)
+		cmd.Stderr = &errs
+		if err := cmd.Run(); cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		if got := cmd.ProcessState.ExitCode(); got != 2 {
+			t.Errorf("limit %d: status %d", c.hard, got)
+		}
+		for _, word := range c.words {
+			if !strings.Contains(errs.String(), word) {
+				t.Errorf("limit %d: %q does not say %s", c.hard, errs.String(), word)
+			}
+		}
+		if lines := strings.Count(errs.String(), "\n"); lines != 1 {
+			t.Errorf("limit %d: %d lines: %s", c.hard, lines, &errs)
 		}
 	}
-	if lines := strings.Count(errs.String(), "\n"); lines != 1 {
-		t.Errorf("%d lines: %s", lines, &errs)
-	}
-	p := &process{cmd: limited()}
+	p := &process{cmd: limited(400)}
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -28,9 +28,10 @@ type serveCmd struct{ settings }
 
 // Help is shown below the usage of serve.
 func (serveCmd) Help() string {
-	return "Each setting is a flag (--max-topics), an environment variable (TOCSIN_MAX_TOPICS) and a key of the config file (max-topics); " +
+	return "Either api-key or dev must be given. Each setting is a flag (--max-topics), an environment variable (TOCSIN_MAX_TOPICS) and a key of the config file (max-topics); " +
 		"the first of these that is given counts. Sizes are written 65536, 64KiB or 1MiB, times 500ms, 10s or 2m. " +
-		"docs/configuration.md says what each protects against."
+		"docs/configuration.md says what each protects against. SIGTERM, SIGINT and SIGHUP drain: /readyz says no for drain-delay, " +
+		"then clients are closed over drain and told to come back spread over return-window."
 }
 
 // service is a running serve command.
@@ -68,10 +69,9 @@ func (c *serveCmd) Run(std streams) error {
 	}
 	s.api = s.newAPI()
 
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signals := notifySignals()
 	failed := make(chan error, 2)
-	go func() { failed <- fmt.Errorf("serve %s: %w", s.clients.Addr(), s.srv.Serve(s.clients)) }()
+	go func() { failed <- s.srv.Serve(s.clients) }()
 	go func() { failed <- fmt.Errorf("serve %s: %w", s.backends.Addr(), s.api.Serve(s.backends)) }()
 	s.announce(std.out)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -98,7 +98,11 @@ func useMachine() {
 func listen(key, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // its sockets cost more and know fewer options
-	ln, err := lc.Listen(context.Background(), "tcp", address)
+	network := "tcp"
+	if host, _, err := net.SplitHostPort(address); err == nil && net.ParseIP(host).To4() != nil {
+		network = "tcp4" // with tcp, 0.0.0.0 would be [::] too
+	}
+	ln, err := lc.Listen(context.Background(), network, address)
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
 	}
@@ -127,18 +131,45 @@ func (s *service) newAPI() *http.Server {
 	}
 }
 
+// notifySignals returns the signals that end the server. SIGHUP is one of them,
+// as a closed terminal must not cut every client, but not under nohup, which
+// starts a process with SIGHUP ignored.
+func notifySignals() <-chan os.Signal {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	return signals
+}
+
+// oneSignal is for how long signals count as one: timeout(1) and others signal
+// a process and then its group.
+const oneSignal = time.Second
+
+// secondSignal returns the first of signals that is not a repetition of the one
+// that came when it was called.
+func secondSignal(signals <-chan os.Signal) os.Signal {
+	first := time.Now()
+	for sig := range signals {
+		if time.Since(first) > oneSignal {
+			return sig
+		}
+	}
+	return nil
+}
+
 // drain lets the clients go, and the API last, which tells how far it is. A
 // second signal ends the process.
 func (s *service) drain(sig os.Signal, signals <-chan os.Signal) error {
 	go func() {
-		s.log.Error("second signal, exit at once", "signal", (<-signals).String())
+		s.log.Error("second signal, exit at once", "signal", secondSignal(signals).String())
 		os.Exit(1)
 	}()
-	s.log.Info("leaving; a second signal exits at once", "signal", sig.String(), "drain-delay", s.DrainDelay.String())
+	s.log.Info("leaving; another signal after a second exits at once", "signal", sig.String(), "drain-delay", s.DrainDelay, "at-most", s.longestStop())
 	s.leaving.Store(true)
 	<-time.After(s.DrainDelay)
-	const spare = 5 * time.Second
-	ctx, cancel := context.WithTimeout(context.Background(), s.Drain+s.CloseTimeout+spare)
+	ctx, cancel := context.WithTimeout(context.Background(), s.settings.drain()+s.CloseTimeout+spare)
 	defer cancel()
 	if err := s.srv.Shutdown(ctx); err != nil {
 		return fmt.Errorf("the drain is not complete, see drain and close-timeout: %w", err)
@@ -157,8 +188,8 @@ func (s *service) drain(sig os.Signal, signals <-chan os.Signal) error {
 func (s *service) announce(out io.Writer) {
 	api := reachable(s.backends)
 	connections, limit := s.capacity()
-	s.log.Info("WebSocket clients connect here", "url", "ws://"+s.clients.Addr().String()+s.Path)
-	s.log.Info("backends publish here", "url", "http://"+s.backends.Addr().String()+"/api/")
+	s.log.Info("WebSocket clients connect here", "url", "ws://"+reachable(s.clients)+s.Path, "listen", s.clients.Addr().String())
+	s.log.Info("backends publish here", "url", "http://"+api+"/api/", "api-listen", s.backends.Addr().String())
 	s.log.Info("this process can hold", "connections", connections, "limit", limit)
 	if !s.Dev {
 		return
@@ -212,10 +243,18 @@ func (s *settings) warn(log *slog.Logger) {
 func (s *settings) logger(w io.Writer) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(s.LogLevel)) // one of four words by now
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}
 	file, isFile := w.(*os.File)
 	if s.LogFormat == "text" || s.LogFormat == "auto" && isFile && term.IsTerminal(int(file.Fd())) {
 		return slog.New(slog.NewTextHandler(w, options))
 	}
 	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// readable has times written as people and the settings write them, in JSON too.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }

@@ -52,7 +52,8 @@ type settings struct {
 	PingInterval     time.Duration `group:"times" type:"duration" min:"1s" max:"24h" word:"off" default:"25s" help:"Silence before a ping; off: no pings."`
 	PongTimeout      time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"8s" help:"A ping to the first byte after it."`
 	CloseTimeout     time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"5s" help:"A Close frame to the end of its socket."`
-	Drain            time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"30s" help:"A shutdown spreads the closes over this."`
+	Drain            time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" word:"auto" default:"auto" help:"A shutdown spreads the closes over this. auto: 20s, with dev 1s."`
+	ReturnWindow     time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" word:"auto" default:"auto" help:"A shutdown tells clients to come back spread over this. auto: as long as drain."`
 	DrainDelay       time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" word:"off" default:"off" help:"/readyz says no for this long before a shutdown starts, so that a load balancer sees it."`
 
 	Shards      int `group:"engine" type:"count" min:"1" max:"4096" word:"auto" default:"auto" help:"Groups that connections are served in. auto: 4 for each CPU."`
@@ -65,7 +66,7 @@ type settings struct {
 
 var settingGroups = []kong.Group{
 	{Key: "where", Title: "Addresses:"},
-	{Key: "who", Title: "Identity (one of the two must be given):"},
+	{Key: "who", Title: "Identity:"},
 	{Key: "clients", Title: "Limits of clients:"},
 	{Key: "publish", Title: "Limits of backends:"},
 	{Key: "times", Title: "Times:"},
@@ -86,7 +87,7 @@ func (s *settings) serverConfig(log *slog.Logger) server.Config {
 		HandshakeTimeout: s.HandshakeTimeout, AuthTimeout: s.AuthTimeout,
 		MessageTimeout: s.MessageTimeout, WriteTimeout: s.WriteTimeout, OutboxAge: s.OutboxAge,
 		PingInterval: s.PingInterval, PongTimeout: s.PongTimeout,
-		CloseTimeout: s.CloseTimeout, Drain: s.Drain,
+		CloseTimeout: s.CloseTimeout, Drain: s.drain(), ReturnWindow: s.ReturnWindow,
 		Logger: log,
 	}
 	if s.PingInterval == 0 {
@@ -96,6 +97,26 @@ func (s *settings) serverConfig(log *slog.Logger) server.Config {
 		cfg.Auth = s.authenticate
 	}
 	return cfg
+}
+
+// drain returns Drain, or what auto means.
+func (s *settings) drain() time.Duration {
+	switch {
+	case s.Drain != 0:
+		return s.Drain
+	case s.Dev:
+		return time.Second
+	}
+	return 20 * time.Second
+}
+
+// spare is what a shutdown may take on top of what is set, twice: for clients,
+// and for requests of the API.
+const spare = 2 * time.Second
+
+// longestStop returns the longest time from a signal to the end of the process.
+func (s *settings) longestStop() time.Duration {
+	return s.DrainDelay + s.drain() + s.CloseTimeout + 2*spare
 }
 
 func (s *settings) maxPublish() int {

@@ -138,8 +138,8 @@ func TestWrongSettingsSayWhatIsAllowed(t *testing.T) {
 		{"max-message", "2GiB", "a size from 1 to 1GiB, like 65536, 64KiB or 1MiB"},
 		{"max-message", "99999999999TiB", "a size from 1 to 1GiB, like 65536, 64KiB or 1MiB"},
 		{"outbox-budget", "iKB", "a size from 1 to 1024TiB, like 65536, 64KiB or 1MiB, or auto"},
-		{"drain", "30", "a time from 10ms to 24h, like 500ms, 10s or 2m"},
-		{"drain", "0s", "a time from 10ms to 24h, like 500ms, 10s or 2m"},
+		{"drain", "30", "a time from 10ms to 24h, like 500ms, 10s or 2m, or auto"},
+		{"write-timeout", "0s", "a time from 10ms to 24h, like 500ms, 10s or 2m"},
 		{"ping-interval", "-1s", "a time from 1s to 24h, like 500ms, 10s or 2m, or off"},
 		{"listen", "8080", "HOST:PORT, or :PORT for all interfaces"},
 		{"api-listen", "localhost:http", "HOST:PORT, or :PORT for all interfaces"},
@@ -251,6 +251,27 @@ func TestDefaultsAreTheServers(t *testing.T) {
 	cfg := c.Serve.serverConfig(nil)
 	if cfg.PingInterval >= 0 || cfg.MaxPublish != cfg.MaxMessage || cfg.Auth == nil || cfg.Dev || cfg.MaxConnections != 0 || cfg.Shards != 0 {
 		t.Errorf("%+v", cfg)
+	}
+}
+
+// TestDefaultsFitKubernetes: a pod is killed 30 seconds after SIGTERM.
+func TestDefaultsFitKubernetes(t *testing.T) {
+	for _, c := range []struct {
+		args        []string
+		drain, stop time.Duration
+	}{
+		{[]string{"serve"}, 20 * time.Second, 29 * time.Second},
+		{[]string{"serve", "--dev"}, time.Second, 10 * time.Second},
+		{[]string{"serve", "--dev", "--drain=5s"}, 5 * time.Second, 14 * time.Second},
+		{[]string{"serve", "--drain=14s", "--drain-delay=6s"}, 14 * time.Second, 29 * time.Second},
+	} {
+		got, err := read(c.args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := got.Serve.settings; s.serverConfig(nil).Drain != c.drain || s.longestStop() != c.stop {
+			t.Errorf("%v: drain %s, at most %s to the end", c.args, s.serverConfig(nil).Drain, s.longestStop())
+		}
 	}
 }
 
