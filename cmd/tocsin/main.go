@@ -28,6 +28,7 @@ type cli struct {
 	Push      pushCmd      `cmd:"" help:"Send a message to every device of a user, or to one connection."`
 	Broadcast broadcastCmd `cmd:"" help:"Send a message to every connection."`
 
+	Listen     listenCmd     `cmd:"" help:"Connect as a client and print the messages of topics."`
 	Disconnect disconnectCmd `cmd:"" help:"Close the connections of a user, or one connection."`
 	Doctor     doctorCmd     `cmd:"" help:"Check the limits of this machine: what is too small, and the command that raises it."`
 	Token      tokenCmd      `cmd:"" help:"Print a token that lets a client in."`

@@ -149,7 +149,7 @@ func (m *message) send(std streams, path, wait string, body map[string]any) (rec
 
 // apiClient is a server's API, as the command line reaches it.
 type apiClient struct {
-	API string `type:"url" default:"http://127.0.0.1:8081" help:"Address of its API."`
+	API string `type:"url" of:"http,https" default:"http://127.0.0.1:8081" help:"Address of its API."`
 	keyring
 }
 

@@ -73,6 +73,7 @@ var settingGroups = []kong.Group{
 	{Key: "engine", Title: "Engine:"},
 	{Key: "log", Title: "Log:"},
 	{Key: "api", Title: "The server to talk to:"},
+	{Key: "client", Title: "The server to listen to:"},
 }
 
 // serverConfig returns the settings that are package server's.
@@ -216,9 +217,9 @@ func parsePath(text string, _ *kong.Tag) (path, want string, ok bool) {
 	return text, "a path that starts with /", err == nil && strings.HasPrefix(text, "/") && u.RawQuery == "" && u.Path == text
 }
 
-func parseURL(text string, _ *kong.Tag) (addr, want string, ok bool) {
+func parseURL(text string, tag *kong.Tag) (addr, want string, ok bool) {
 	u, err := url.Parse(text)
-	return strings.TrimRight(text, "/"), "an address like http://127.0.0.1:8081", err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
+	return strings.TrimRight(text, "/"), "an address like " + tag.Default, err == nil && slices.Contains(strings.Split(tag.Get("of"), ","), u.Scheme) && u.Host != ""
 }
 
 func parseOverflow(text string, _ *kong.Tag) (rule server.OverflowRule, want string, ok bool) {
