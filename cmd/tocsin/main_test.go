@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
+	if err := os.Unsetenv("TOCSIN_FULL"); err != nil { // of other packages' tests, and no setting
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 

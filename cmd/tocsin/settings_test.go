@@ -167,9 +167,11 @@ func TestWrongVariablesAndFilesSayWhere(t *testing.T) {
 	})
 	for _, c := range []struct{ file, want string }{
 		{"dev: true\nmax-topics: x\n", ` line 2, it must be a whole number from 1 to 32768`},
-		{"dev: true\n\nmax_topics: 5\n", ` line 3: there is no setting "max_topics", see tocsin serve --help`},
-		{"user: 5\n", ` line 1: there is no setting "user", see tocsin serve --help`},
-		{"config: x\n", ` line 1: there is no setting "config", see tocsin serve --help`},
+		{"dev: true\n\nmax_topics: 5\n", ` line 3: there is no setting "max_topics", is max-topics meant?`},
+		{"max-conections: 5\n", ` line 1: there is no setting "max-conections", is max-connections meant?`},
+		{"entirely-else: 5\n", ` line 1: there is no setting "entirely-else", see tocsin serve --help`},
+		{"user: 5\n", ` line 1: there is no setting "user", `},
+		{"config: x\n", ` line 1: there is no setting "config", `},
 		{"max-topics: 5\nmax-topics: 6\n", `max-topics`},
 		{"max-topics: [5]\n", ` line 1: max-topics takes one value`},
 		{"max-topics: {a: 5}\n", ` line 1: max-topics takes one value or a list of them`},
@@ -185,6 +187,39 @@ func TestWrongVariablesAndFilesSayWhere(t *testing.T) {
 	}
 	if _, err := read("serve", "--config", "/no/such/file"); err == nil || err.Error() != "config cannot be read: open /no/such/file: no such file or directory" {
 		t.Error(err)
+	}
+}
+
+func TestMisspeltVariablesAreRefused(t *testing.T) {
+	for _, c := range []struct{ variable, want string }{
+		{"TOCSIN_MAX_TOPIC=5", "there is no variable TOCSIN_MAX_TOPIC, is TOCSIN_MAX_TOPICS meant?"},
+		{"TOCSIN_APIKEY=K", "there is no variable TOCSIN_APIKEY, is TOCSIN_API_KEY meant?"},
+		{"TOCSIN_CONFG=x", "there is no variable TOCSIN_CONFG, is TOCSIN_CONFIG meant?"},
+		{"TOCSIN_ENTIRELY_ELSE=x", "there is no variable TOCSIN_ENTIRELY_ELSE, see tocsin serve --help"},
+		{"TOCSIN_PORT=8080", "there is no variable TOCSIN_PORT, "},
+		{"TOCSIN_MAX_TOPICS=5", ""},
+		{"TOCSINMAX=5", ""},
+		{"tocsin_x=5", ""},
+		// Kubernetes, for services called tocsin and tocsin-api:
+		{"TOCSIN_SERVICE_HOST=10.0.0.11", ""},
+		{"TOCSIN_SERVICE_PORT=8080", ""},
+		{"TOCSIN_SERVICE_PORT_HTTP=8080", ""},
+		{"TOCSIN_PORT=tcp://10.0.0.11:8080", ""},
+		{"TOCSIN_PORT_8080_TCP=tcp://10.0.0.11:8080", ""},
+		{"TOCSIN_PORT_8080_TCP_PROTO=tcp", ""},
+		{"TOCSIN_PORT_8080_TCP_PORT=8080", ""},
+		{"TOCSIN_PORT_8080_TCP_ADDR=10.0.0.11", ""},
+		{"TOCSIN_API_SERVICE_HOST=10.0.0.12", ""},
+		{"TOCSIN_API_PORT_8081_TCP_ADDR=10.0.0.12", ""},
+	} {
+		t.Run(c.variable, func(t *testing.T) {
+			name, value, _ := strings.Cut(c.variable, "=")
+			t.Setenv(name, value)
+			_, err := read("serve", "--dev")
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), c.want)) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
 	}
 }
 

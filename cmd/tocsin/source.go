@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
 	"go.yaml.in/yaml/v4" // the YAML organization's own, where gopkg.in/yaml.v3 is archived
+
+	"github.com/tocsin-push/tocsin/internal/nearest"
 )
 
 // sources are where settings that are not on the command line come from: the
@@ -71,24 +74,29 @@ type fileError struct {
 
 func (e fileError) Error() string { return fmt.Sprintf("%s line %d: %s", e.path, e.line, e.what) }
 
-// load reads the file once, if there is one.
+// load reads the file once, if there is one, and refuses variables that name no
+// setting.
 func (s *sources) load(ctx *kong.Context) error {
 	if s.file != nil {
 		return nil
 	}
 	s.file = make(map[string]entry)
-	var known []string
+	var known, variables []string
 	for _, node := range append(ctx.Model.Leaves(true), ctx.Model.Node) {
 		for _, flag := range node.Flags {
 			if flag.Group != nil {
 				known = append(known, flag.Name)
+				variables = append(variables, variable(flag))
 			} else if flag.Name == "config" {
 				s.path, _ = ctx.FlagValue(flag).(string)
 			}
 		}
 	}
+	if err := checkVariables(os.Environ(), append(variables, fileVariable)); err != nil {
+		return configError{err}
+	}
 	if s.path == "" {
-		s.path = os.Getenv("TOCSIN_CONFIG")
+		s.path = os.Getenv(fileVariable)
 	}
 	if s.path == "" {
 		return nil
@@ -98,6 +106,33 @@ func (s *sources) load(ctx *kong.Context) error {
 		return configError{fmt.Errorf("config cannot be read: %w", err)}
 	}
 	return s.parse(text, known)
+}
+
+// fileVariable names the file; it is the one variable that is no setting.
+const fileVariable = "TOCSIN_CONFIG"
+
+// serviceLink matches the variables that Kubernetes sets in every pod beside a
+// service whose name begins with tocsin.
+var serviceLink = regexp.MustCompile(`^TOCSIN(_\w+)?_(SERVICE_HOST=|SERVICE_PORT(_\w+)?=|PORT(_\d+_(TCP|UDP|SCTP))?=\w+://|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=)`)
+
+// checkVariables returns an error for a variable that looks like a setting's
+// and is not in known. Each of environ is NAME=value.
+func checkVariables(environ, known []string) error {
+	for _, v := range environ {
+		name, _, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, "TOCSIN_") && !slices.Contains(known, name) && !serviceLink.MatchString(v) {
+			return fmt.Errorf("there is no variable %s, %s", name, meant(name, known))
+		}
+	}
+	return nil
+}
+
+// meant returns what may help somebody who wrote given instead of one of known.
+func meant(given string, known []string) string {
+	if word, ok := nearest.Word(given, known); ok {
+		return "is " + word + " meant?"
+	}
+	return "see tocsin serve --help"
 }
 
 // configError ends the search for settings.
@@ -118,7 +153,7 @@ func (s *sources) parse(text []byte, known []string) error {
 	for i := 0; i+1 < len(root.Content); i += 2 {
 		key, val := root.Content[i], root.Content[i+1]
 		if !slices.Contains(known, key.Value) {
-			return fileError{s.path, key.Line, fmt.Sprintf("there is no setting %q, see tocsin serve --help", key.Value)}
+			return fileError{s.path, key.Line, fmt.Sprintf("there is no setting %q, %s", key.Value, meant(key.Value, known))}
 		}
 		if _, twice := s.file[key.Value]; twice {
 			return fileError{s.path, key.Line, key.Value + " comes twice"}
