@@ -1,11 +1,13 @@
 #!/bin/sh
 # Builds what the virtual machine boots: a kernel and an initramfs with a static
 # busybox, tocsin, loadtest and the scenario. Works on a fresh Debian or Ubuntu;
-# only qemu is installed on the machine, kernel and busybox go into the cache.
+# only qemu is installed on the machine, after a question; kernel and busybox go
+# into the cache.
 #
 #   CACHE     where to build                              bin/vm
 #   TOCSIN, LOADTEST   static binaries to take            built from this tree
 #   SCENARIO  what the guest runs                         loadtest/vm/scenario.sh
+#   YES       1: install qemu without a question
 #   KERNEL, BUSYBOX    a bzImage and a static busybox to  fetched with apt-get
 #             take on a machine without apt-get
 set -eu
@@ -24,6 +26,12 @@ fail() {
 
 if ! command -v qemu-system-x86_64 >/dev/null; then
 	[ "$(id -u)" = 0 ] || fail "no qemu-system-x86_64: sudo apt-get install qemu-system-x86"
+	if [ "${YES:-}" != 1 ]; then
+		[ -t 0 ] || fail "no qemu-system-x86_64: YES=1 installs qemu-system-x86 with apt-get"
+		printf 'No qemu-system-x86_64. Install qemu-system-x86 on this machine with apt-get? [y/N] '
+		read -r answer || answer=
+		case $answer in y | Y | yes) ;; *) fail "nothing is installed" ;; esac
+	fi
 	echo "installing qemu-system-x86"
 	{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends qemu-system-x86; } \
 		>"$cache/apt.log" 2>&1 || fail "cannot install qemu-system-x86, see $cache/apt.log"
