@@ -3,13 +3,14 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"io"
 
 	"github.com/tocsin-push/tocsin/internal/limits"
 )
 
 // doctorCmd asks whether this machine can hold what a server is meant to.
 type doctorCmd struct {
-	Connections int `type:"count" min:"1" max:"1073741822" word:"auto" default:"auto" help:"Connections to hold. auto: max-connections if that is set, or else nine tenths of what fits now."`
+	Connections int `type:"count" min:"1" max:"1073741822" word:"auto" default:"auto" help:"Connections to hold. auto: max-connections if that is set, or else nine tenths of what fits now, as free memory comes and goes."`
 
 	MaxConnections int `hidden:"" group:"clients" type:"count" min:"1" max:"1073741822" word:"auto" default:"auto"`
 }
@@ -34,15 +35,42 @@ func (c *doctorCmd) Run(std streams) error {
 	if err := limits.Report(std.out, found); err != nil {
 		return err
 	}
-	low := 0
+	var low []limits.Finding
 	for _, f := range found {
 		if !f.OK {
-			low++
+			low = append(low, f)
 		}
 	}
-	if low > 0 {
-		return fmt.Errorf("%d of %d limits are too small for %d connections", low, len(found), need.Connections)
+	connections := limits.Group(int64(need.Connections))
+	if len(low) == 0 {
+		_, err := fmt.Fprintf(std.out, "everything is enough for %s connections\n", connections)
+		return err
 	}
-	_, err := fmt.Fprintf(std.out, "everything is enough for %d connections\n", need.Connections)
+	for _, f := range low {
+		if err := printForServices(std.out, f); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%d of %d limits are too small for %s connections", len(low), len(found), connections)
+}
+
+// printForServices writes how a service gets more of f, for whom the command for
+// this shell does nothing.
+func printForServices(out io.Writer, f limits.Finding) error {
+	var systemd, docker, kubernetes string
+	switch f.Name {
+	case "RLIMIT_NOFILE hard":
+		systemd = fmt.Sprintf("LimitNOFILE=%d in its unit", f.Need)
+		docker = fmt.Sprintf("--ulimit nofile=%[1]d:%[1]d", f.Need)
+		kubernetes = fmt.Sprintf("no field of a pod does it; LimitNOFILE=%d in the unit of the node's container runtime", f.Need)
+	case "memory.max":
+		bytes := f.Need + 64<<20 // what a server has without connections
+		systemd = fmt.Sprintf("MemoryMax=%d in its unit", bytes)
+		docker = fmt.Sprintf("--memory=%d", bytes)
+		kubernetes = fmt.Sprintf("resources.limits.memory: %d", bytes)
+	default:
+		return nil
+	}
+	_, err := fmt.Fprintf(out, "%s, for a service:\n  systemd     %s\n  docker run  %s\n  Kubernetes  %s\n", f.Name, systemd, docker, kubernetes)
 	return err
 }

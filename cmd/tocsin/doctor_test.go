@@ -22,8 +22,8 @@ func TestDoctor(t *testing.T) {
 		out, err string // words of the last lines
 	}{
 		{"doctor --connections 1", 0, "everything is enough for 1 connections", ""},
-		{"doctor --connections 1000000000", 1, " decides", "too small for 1000000000 connections"},
-		{"doctor --config " + file, 1, " decides", "too small for 1000000001 connections"},
+		{"doctor --connections 1000000000", 1, " decides", "too small for 1,000,000,000 connections"},
+		{"doctor --config " + file, 1, " decides", "too small for 1,000,000,001 connections"},
 		{"doctor --connections 1 --config " + file, 0, "everything is enough for 1 connections", ""},
 		{"doctor --connections 0", 2, "", "connections is"},
 	} {
@@ -41,6 +41,11 @@ func TestDoctorNamesTheCommand(t *testing.T) {
 		t.Skip("limits are known on Linux")
 	}
 	got := tocsin(t, "", "doctor", "--connections", "1073741822")
+	for _, want := range []string{"LimitNOFILE=1073742078", "--ulimit nofile=1073742078:1073742078", "Kubernetes  no field of a pod"} {
+		if !strings.Contains(got.out, want) {
+			t.Errorf("no %q in %q", want, got.out)
+		}
+	}
 	for line := range strings.Lines(got.out) {
 		if strings.HasPrefix(line, "LOW  RLIMIT_NOFILE hard") {
 			for _, want := range []string{"of 1,073,742,078 needed", "enough for ", "prlimit --pid $$ --nofile=1073742078:1073742078"} {

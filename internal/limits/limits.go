@@ -61,12 +61,12 @@ func (f Finding) String() string {
 	case f.OK && f.Allows == Unbounded:
 		return fmt.Sprintf("%s: %s, enough", f.Name, have)
 	case f.OK:
-		return fmt.Sprintf("%s: %s, enough for %s connections", f.Name, have, group(int64(f.Allows)))
+		return fmt.Sprintf("%s: %s, enough for %s connections", f.Name, have, Group(int64(f.Allows)))
 	case f.Allows == Unbounded:
 		return fmt.Sprintf("%s: %s where %s would do: %s; raise it: %s", f.Name, have, f.amount(f.Need), f.Effect, f.Fix)
 	}
 	return fmt.Sprintf("%s: %s of %s needed, enough for %s connections, then %s; raise it: %s",
-		f.Name, have, f.amount(f.Need), group(int64(f.Allows)), f.Effect, f.Fix)
+		f.Name, have, f.amount(f.Need), Group(int64(f.Allows)), f.Effect, f.Fix)
 }
 
 func (f Finding) amount(n int64) string {
@@ -76,7 +76,7 @@ func (f Finding) amount(n int64) string {
 	case f.Unit == "bytes":
 		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
 	}
-	return group(n)
+	return Group(n)
 }
 
 // Tightest returns the finding that allows the fewest connections, the one
@@ -106,15 +106,15 @@ func Report(w io.Writer, findings []Finding) error {
 		return fmt.Errorf("limits: write report: %w", err)
 	}
 	if least := Tightest(findings); least.Name != "" {
-		if _, err := fmt.Fprintf(w, "%s connections are possible; %s decides\n", group(int64(least.Allows)), least.Name); err != nil {
+		if _, err := fmt.Fprintf(w, "%s connections are possible; %s decides\n", Group(int64(least.Allows)), least.Name); err != nil {
 			return fmt.Errorf("limits: write report: %w", err)
 		}
 	}
 	return nil
 }
 
-// group returns n with a comma between thousands.
-func group(n int64) string {
+// Group returns n with a comma between thousands.
+func Group(n int64) string {
 	s := fmt.Sprint(n)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
 		s = s[:i] + "," + s[i:]
