@@ -100,7 +100,7 @@ bench-smoke: ## run every benchmark once
 	@$(MAKE) bench BENCHTIME=1x BENCH="-n 300 --rounds 1 --settle 1s --duration 200ms --active 100"
 
 .PHONY: million
-million: ## prove a million connections (N=…) to one server, in a virtual machine where the limits make that necessary, for which it asks before it installs qemu (YES=1: it does not ask); DOCS=1 updates docs/million.md
+million: ## prove a million connections (N=…) to one server, in a virtual machine where the limits make that necessary; YES=1 installs qemu without a question, DOCS=1 updates docs/million.md
 	@loadtest/vm/run.sh
 
 .PHONY: compare

@@ -167,7 +167,7 @@ func (w *worker) goodbye(c *conn) {
 	if c.format == formatV1 {
 		after := w.srv.retryNext.Add(1) * retryStride % w.srv.retryWindow
 		w.scratch = wire.AppendGoodbye(w.scratch[:0], wire.Goodbye{
-			Code: wire.CloseShutdown, Reason: wire.CloseShutdown.String(), RetryAfterMS: int(500 + after),
+			Code: wire.CloseShutdown, Reason: wire.CloseShutdown.String(), RetryAfterMS: int(leastReturn.Milliseconds() + after),
 		})
 		r := c.ref()
 		w.reply(ws.OpText, w.scratch)
@@ -178,6 +178,10 @@ func (w *worker) goodbye(c *conn) {
 	}
 	w.shut(c, wire.CloseShutdown, wire.CloseShutdown.String())
 }
+
+// leastReturn is what a client is away at least, so that it does not meet the
+// server that it left.
+const leastReturn = 500 * time.Millisecond
 
 // retryStride is prime and larger than any window, so that the n-th multiple
 // of it gives every millisecond of the window once before any twice.

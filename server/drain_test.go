@@ -130,34 +130,6 @@ func TestDrainIsSpread(t *testing.T) {
 	}
 }
 
-// Clients come back spread over ReturnWindow, however long the drain is.
-func TestReturnWindowSpreadsTheReturns(t *testing.T) {
-	s := newSim(t, 1, Config{Drain: time.Second, ReturnWindow: 10 * time.Second, PingInterval: -1})
-	const n, bins = 1000, 10
-	var peers []*peer
-	for range n {
-		peers = append(peers, s.dial("/ws"))
-	}
-	s.srv.beginDrain()
-	for range 2 * int(time.Second/tickEvery) {
-		s.time += tickEvery
-		s.turn(s.srv.shards[0])
-	}
-	var in [bins]int
-	for _, p := range peers {
-		for _, f := range p.frames() {
-			if e, err := wire.ParseEvent(f.Payload); err == nil && e.Goodbye != nil {
-				in[(e.Goodbye.RetryAfterMS-500)*bins/10_000]++
-			}
-		}
-	}
-	for i, got := range in { // all n: each bin has its tenth
-		if got < n/bins*8/10 || got > n/bins*12/10 {
-			t.Errorf("%d of %d clients come back in second %d", got, n, i)
-		}
-	}
-}
-
 // When the context of Shutdown ends, so does everything, whoever still reads,
 // talks or holds a hook (docs/faults.md D2).
 func TestShutdownEndsWithItsContext(t *testing.T) {
@@ -307,6 +279,35 @@ func TestDrainLetsMessagesOut(t *testing.T) {
 		}
 		if messages != 40 || !bye {
 			t.Fatalf("client %d got %d of 40 messages; told to go: %v", i, messages, bye)
+		}
+	}
+}
+
+// Clients come back spread over ReturnWindow, however long the drain is
+// (docs/faults.md D1).
+func TestReturnWindowSpreadsTheReturns(t *testing.T) {
+	s := newSim(t, 1, Config{Drain: time.Second, ReturnWindow: 10 * time.Second, PingInterval: -1})
+	const n, bins = 1000, 10
+	var peers []*peer
+	for range n {
+		peers = append(peers, s.dial("/ws"))
+	}
+	s.srv.beginDrain()
+	for range 2 * int(time.Second/tickEvery) {
+		s.time += tickEvery
+		s.turn(s.srv.shards[0])
+	}
+	var in [bins]int
+	for _, p := range peers {
+		for _, f := range p.frames() {
+			if e, err := wire.ParseEvent(f.Payload); err == nil && e.Goodbye != nil {
+				in[(e.Goodbye.RetryAfterMS-500)*bins/10_000]++
+			}
+		}
+	}
+	for i, got := range in { // all n: each bin has its tenth
+		if got < n/bins*8/10 || got > n/bins*12/10 {
+			t.Errorf("%d of %d clients come back in second %d", got, n, i)
 		}
 	}
 }

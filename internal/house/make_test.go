@@ -31,7 +31,7 @@ func TestMakeWithoutGoBlamesGo(t *testing.T) {
 		cmd := exec.Command(filepath.Join(path, "make"), "SHELL="+filepath.Join(path, "bash"), target)
 		cmd.Dir, cmd.Env = root, []string{"PATH=" + path}
 		out, err := cmd.CombinedOutput()
-		if first, _, _ := strings.Cut(string(out), "\n"); err == nil || !strings.Contains(first, "install Go") || strings.Contains(string(out), "compiler") {
+		if first, _, _ := strings.Cut(string(out), "\n"); err == nil || !strings.Contains(first, "Go is missing") || strings.Contains(string(out), "compiler") {
 			t.Errorf("make %s: %v, %s", target, err, out)
 		}
 	}
