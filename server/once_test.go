@@ -434,7 +434,7 @@ func TestSlowBusOutlivesTheRequester(t *testing.T) {
 }
 
 // Clients' ids are keys of their own: of a user, or of a connection without
-// one. They do not block a backend's, nor each other's.
+// one. They do not block a backend's, nor each other's (docs/faults.md X9).
 func TestKeysBelongToTheirCaller(t *testing.T) {
 	parallel(t)
 	srv, addr := started(t, Config{})

@@ -605,8 +605,8 @@ func TestStandardOutput(t *testing.T) {
 // TestDescriptorLimitIsRaised from the soft limit to the hard one; a
 // max-connections beyond that is refused with all numbers (docs/faults.md R1).
 func TestDescriptorLimitIsRaised(t *testing.T) {
-	limited := func(hard int, args ...string) *exec.Cmd {
-		script := fmt.Sprintf(`ulimit -Sn 100; ulimit -Hn %d; exec "$0" "$@"`, hard)
+	script := `ulimit -Sn 100; ulimit -Hn 400; exec "$0" "$@"`
+	limited := func(args ...string) *exec.Cmd {
 		cmd := exec.Command("sh", append([]string{"-c", script, os.Args[0], "serve", "--dev", "--listen=127.0.0.1:0", "--api-listen=127.0.0.1:0"}, args...)...)
 		cmd.Env = append(os.Environ(), "BE_TOCSIN=1")
 		return cmd

@@ -41,6 +41,7 @@ type settings struct {
 	MaxPublish        int           `group:"publish" type:"size" min:"1" max:"1GiB" word:"auto" default:"auto" help:"Bytes of a published message; more gets 413. auto: max-message."`
 	PublishBudget     int64         `group:"publish" type:"size" min:"1" max:"1024TiB" default:"64MiB" help:"Bytes published and not yet delivered; more gets 429."`
 	IdempotencyBudget int64         `group:"publish" type:"size" min:"1" max:"1024TiB" default:"32MiB" help:"Bytes of remembered idempotency keys; over it the oldest are forgotten early."`
+	LingerBudget      int64         `group:"publish" type:"size" min:"1" max:"1024TiB" default:"32MiB" help:"Bytes of topics that linger; over it those that linger longest are forgotten early."`
 	APIRate           int           `group:"publish" type:"count" min:"1" max:"1000000" word:"off" default:"off" help:"Requests a second with one API key; more gets 429."`
 	APITimeout        time.Duration `group:"publish" type:"duration" min:"10ms" max:"24h" default:"10s" help:"An API request's head, and its body, from first to last byte."`
 
@@ -52,6 +53,7 @@ type settings struct {
 	PingInterval     time.Duration `group:"times" type:"duration" min:"1s" max:"24h" word:"off" default:"25s" help:"Silence before a ping; off: no pings."`
 	PongTimeout      time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"8s" help:"A ping to the first byte after it."`
 	CloseTimeout     time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"5s" help:"A Close frame to the end of its socket."`
+	TopicLinger      time.Duration `group:"times" type:"duration" min:"1s" max:"24h" word:"off" default:"2m" help:"The numbering of a topic goes on for this long without subscribers."`
 	Drain            time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" word:"auto" default:"auto" help:"A shutdown spreads the closes over this. auto: 20s, with dev 1s."`
 	ReturnWindow     time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" word:"auto" default:"auto" help:"A shutdown tells clients to come back spread over this. auto: as long as drain."`
 	DrainDelay       time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" word:"off" default:"off" help:"/readyz says no for this long before a shutdown starts, so that a load balancer sees it."`
@@ -84,15 +86,19 @@ func (s *settings) serverConfig(log *slog.Logger) server.Config {
 		MaxConnections: s.MaxConnections, MaxUserConns: s.MaxUserConns, MaxTopics: s.MaxTopics,
 		MaxMessage: s.MaxMessage, MaxFrames: s.MaxFrames, MaxControl: s.MaxControl,
 		MaxOutbox: s.MaxOutbox, MaxPublish: s.maxPublish(),
-		OutboxBudget: s.OutboxBudget, PublishBudget: s.PublishBudget, IdempotencyBudget: s.IdempotencyBudget,
+		OutboxBudget: s.OutboxBudget, PublishBudget: s.PublishBudget, IdempotencyBudget: s.IdempotencyBudget, LingerBudget: s.LingerBudget,
 		HandshakeTimeout: s.HandshakeTimeout, AuthTimeout: s.AuthTimeout,
 		MessageTimeout: s.MessageTimeout, WriteTimeout: s.WriteTimeout, OutboxAge: s.OutboxAge,
 		PingInterval: s.PingInterval, PongTimeout: s.PongTimeout,
+		TopicLinger:  s.TopicLinger,
 		CloseTimeout: s.CloseTimeout, Drain: s.drain(), ReturnWindow: s.ReturnWindow,
 		Logger: log,
 	}
 	if s.PingInterval == 0 {
 		cfg.PingInterval = -1 // off
+	}
+	if s.TopicLinger == 0 {
+		cfg.TopicLinger = -1 // off
 	}
 	if !s.Dev {
 		cfg.Auth = s.authenticate
