@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -336,9 +337,6 @@ func (w *worker) parseWish(query []byte) (out wish, bad *refusal) {
 				}
 				w.topics = append(w.topics, topic)
 			}
-			if len(w.topics) > w.srv.cfg.MaxTopics {
-				return out, badRequest(fmt.Sprintf("query parameter topics has %d names, the limit is %d", len(w.topics), w.srv.cfg.MaxTopics))
-			}
 		case "format":
 			switch value {
 			case "raw":
@@ -348,6 +346,11 @@ func (w *worker) parseWish(query []byte) (out wish, bad *refusal) {
 				return out, badRequest("query parameter format must be raw or " + wire.Subprotocol)
 			}
 		}
+	}
+	slices.Sort(w.topics)
+	w.topics = slices.Compact(w.topics) // a name that comes twice is meant once
+	if n, most := len(w.topics), w.srv.cfg.MaxTopics; n > most {
+		return out, badRequest(fmt.Sprintf("query parameter topics has %d names, the limit is %d", n, most))
 	}
 	out.topics = w.topics
 	return out, nil
