@@ -1,10 +1,11 @@
 package server
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -233,18 +234,13 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		http.Error(rw, "TLS connections cannot be taken over; let a proxy end TLS", http.StatusNotImplemented)
 		return
 	}
-	head, err := rebuildHead(r, srv.cfg.Path)
-	if err != nil {
-		http.Error(rw, err.Error(), http.StatusRequestHeaderFieldsTooLarge)
-		return
-	}
 	conn, buf, err := http.NewResponseController(rw).Hijack()
 	if err != nil {
 		http.Error(rw, "this connection cannot be upgraded: "+err.Error(), http.StatusHTTPVersionNotSupported)
 		return
 	}
 	early, _ := buf.Peek(buf.Reader.Buffered())
-	head = append(head, early...)
+	head := append(rebuildHead(r, srv.cfg.Path), early...)
 	if srv.conns.Add(1) > int64(srv.capacity) {
 		_, _ = conn.Write(appendRefusal(nil, http.StatusServiceUnavailable, textFull))
 		conn.Close()
@@ -267,25 +263,31 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 
 // rebuildHead writes r's head again, for the same strict look as every other.
 // The mux has chosen the path already, so it counts as Config.Path.
-func rebuildHead(r *http.Request, path string) ([]byte, error) {
-	b := fmt.Appendf(nil, "%s %s", r.Method, path)
+func rebuildHead(r *http.Request, path string) []byte {
+	b := append([]byte(r.Method), ' ')
+	origin, _ := cutOrigin([]byte(r.RequestURI))
+	b = append(b, origin...)
+	b = append(b, (&url.URL{Path: path}).EscapedPath()...)
 	if r.URL.RawQuery != "" {
 		b = append(append(b, '?'), r.URL.RawQuery...)
 	}
 	b = fmt.Appendf(b, " %s\r\nHost: %s\r\n", r.Proto, r.Host)
-	if r.ContentLength > 0 {
+	if r.ContentLength != 0 {
 		b = fmt.Appendf(b, "Content-Length: %d\r\n", r.ContentLength)
 	}
 	if len(r.TransferEncoding) > 0 {
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
 	}
 	for name, values := range r.Header {
+		switch {
+		case name == "Content-Length":
+			continue
+		case name == "Cache-Control" && r.Header.Get("Pragma") == "no-cache" && slices.Equal(values, []string{"no-cache"}):
+			continue // net/http adds it to Pragma: the client may have sent 64 fields without it
+		}
 		for _, v := range values {
 			b = fmt.Appendf(b, "%s: %s\r\n", name, v)
 		}
 	}
-	if len(b) > maxHead {
-		return nil, errors.New("a head of more than 8 KiB")
-	}
-	return append(b, "\r\n"...), nil
+	return append(b, "\r\n"...)
 }

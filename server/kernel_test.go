@@ -71,7 +71,6 @@ func newSim(t testing.TB, seed uint64, cfg Config) *sim {
 		t.Fatal(err)
 	}
 	srv := &Server{cfg: cfg, kernel: s, capacity: cfg.MaxConnections, ids: newIDs(), empty: make(chan struct{}, 1)}
-	srv.upgrader = ws.Upgrader{Protocol: func(p []byte) bool { return string(p) == wire.Subprotocol }}
 	srv.log = limitedLog{logger: silent, last: map[string]*limitedLine{}}
 	srv.acks.waiting = map[string][]*ackWait{}
 	srv.once = newOnces(s, cfg.IdempotencyBudget)

@@ -7,11 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gobwas/ws"
-
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/pool"
-	"github.com/tocsin-push/tocsin/wire"
 )
 
 // Server keeps connections and delivers messages to them. Make one with [New];
@@ -25,7 +22,6 @@ type Server struct {
 	hub      *hub
 	ids      ids
 	idPrefix string
-	upgrader ws.Upgrader
 	log      limitedLog
 	turns    *pool.Pool[*shard]    // serves shards
 	workers  []*worker             // of turns, by number
@@ -88,7 +84,6 @@ func New(cfg Config) (*Server, error) {
 		tickerStop:  make(chan struct{}),
 		hurried:     make(chan struct{}, 1),
 		tickerEnded: make(chan struct{}),
-		upgrader:    ws.Upgrader{Protocol: func(p []byte) bool { return string(p) == wire.Subprotocol }},
 	}
 	if srv.kernel == nil {
 		srv.kernel = system{start: time.Now()}

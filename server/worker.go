@@ -28,7 +28,6 @@ type worker struct {
 	scratch    []byte // payload of a reply
 	id         []byte
 	topics     []string // that a handshake asks for
-	upgraded   memory
 	positions  []wire.Position
 	unfinished []*walk
 	one        [1]walkEntry
