@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/server"
+	"github.com/tocsin-push/tocsin/wire"
 )
 
 // bothDoors starts one server behind Serve and behind ServeHTTP, and returns
@@ -151,7 +153,7 @@ func TestHandshakeStatuses(t *testing.T) {
 		{"a target of 20 KiB", changed("/ws", "/ws?"+strings.Repeat("a", 20<<10)), http.StatusRequestURITooLong},
 		{"a field of 8 KiB", upgrade("X-A: " + strings.Repeat("a", 8<<10)), http.StatusRequestHeaderFieldsTooLarge},
 		{"a head of 20 KiB", upgrade(manyLong(5)...), http.StatusRequestHeaderFieldsTooLarge},
-		{"66 fields and Pragma among them", upgrade(append(manyFields(60), "Pragma: no-cache")...), http.StatusRequestHeaderFieldsTooLarge},
+		{"65 fields and Pragma among them", upgrade(append(manyFields(59), "Pragma: no-cache")...), http.StatusRequestHeaderFieldsTooLarge},
 		{"two keys", upgrade("Sec-WebSocket-Key: " + sampleKey), http.StatusBadRequest},
 		{"a body", upgrade("Content-Length: 5") + "hello", http.StatusBadRequest},
 		{"a scheme of no HTTP", changed("/ws", "ws://tocsin.test/ws"), http.StatusBadRequest},
@@ -210,15 +212,33 @@ func TestUpgradeRequiredNamesUpgrade(t *testing.T) {
 
 // Refusals are read by people who cannot change the server's settings.
 func TestRefusalsNameNoSetting(t *testing.T) {
-	addr := echoServer(t)
+	check := func(what, text string) {
+		if strings.Contains(text, "Config.") || strings.Contains(text, "max-") || strings.Contains(text, "max_") {
+			t.Errorf("%.60q is answered %q", what, text)
+		}
+	}
+	_, addr := serve(t, server.Config{MaxUserConns: 1})
 	for _, request := range []string{
 		"GET / HTTP/1.1\r\nHost: a\r\n\r\n", upgrade("X-A: " + strings.Repeat("a", 9000)), upgrade(manyFields(70)...), changed("1.1", "1.0"),
 		upgradeAt("/ws?topics=" + topicNames(200)), upgradeAt("/ws?user=%00"), upgradeAt("/ws?format=x"), upgradeAt("/ws?topics=%"),
 	} {
 		c := wstest.Open(t, addr)
 		c.SendRaw([]byte(request))
-		if answer := string(c.Rest()); strings.Contains(answer, "Config.") || strings.Contains(answer, "max-") || strings.Contains(answer, "max_") {
-			t.Errorf("%.60q is answered %q", request, answer)
-		}
+		check(request, string(c.Rest()))
 	}
+	wstest.Dial(t, addr, "/ws?user=ann").WantWelcome()
+	again := wstest.Dial(t, addr, "/ws?user=ann")
+	again.WantWelcome()
+	check("the second connection of ann", string(again.WantClosed(wire.CloseConnectionLimit).Payload))
+
+	doors := bothDoors(t, server.Config{MaxConnections: 1})
+	wstest.Dial(t, doors["Serve"], "/ws").WantWelcome()
+	full := wstest.Open(t, doors["ServeHTTP"])
+	full.SendRaw([]byte(upgrade()))
+	res := full.Response(http.MethodGet)
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("with the server full: %s, %v", res.Status, err)
+	}
+	check("one connection too many", string(text))
 }
