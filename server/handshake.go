@@ -118,12 +118,12 @@ type request struct {
 	// Fields that come once; nil if they did not.
 	host, key, version, length, encoding []byte
 
-	connection, upgrade, protocol, extensions list
+	connection, upgrade, protocol, extensions fieldList
 }
 
-// list is what came of a field whose value is a list, on one line or on
+// fieldList is what came of a field whose value is a list, on one line or on
 // several: RFC 9110 section 5.3.
-type list struct {
+type fieldList struct {
 	came bool
 	any  bool // it has an element
 	has  bool // it has the element that matters here
@@ -131,7 +131,7 @@ type list struct {
 
 // add takes one line of the list. It passes over empty elements, RFC 9110
 // section 5.6.1.2, and reports whether all others are valid.
-func (l *list) add(line []byte, valid, wanted func(element []byte) bool) bool {
+func (l *fieldList) add(line []byte, valid, wanted func(element []byte) bool) bool {
 	l.came = true
 	for more := true; more; {
 		var e []byte
