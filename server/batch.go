@@ -35,8 +35,9 @@ type BatchResult struct {
 // order of items, as do the results. An item that fails does not stop the
 // others; once ctx has ended no further item is sent.
 //
-// A batch has about a quarter of Config.PublishBudget on its way at a time and
-// waits when that is reached. Items may share their Message.Data, which is then
+// A batch has about a quarter of Config.PublishBudget on its way at a time, and
+// waits when that is reached or others have the rest: it fails with [ErrBusy]
+// only for an item that is over the budget alone. Items may share their Message.Data, which is then
 // checked once. Any goroutine may call it; items are not changed.
 func (srv *Server) Batch(ctx context.Context, items []BatchItem) []BatchResult {
 	b := &batch{srv: srv, items: items, mail: make([][]item, len(srv.shards)), results: make([]BatchResult, len(items))}
@@ -83,9 +84,9 @@ func (b *batch) add(ctx context.Context, i int, it *BatchItem) error {
 		b.settle(ctx, true)
 	}
 	s, err := b.begin(ctx, it)
-	if errors.Is(err, ErrBusy) && len(b.sent) > 0 {
+	if errors.Is(err, ErrBusy) && costOf(&it.Message) <= b.srv.cfg.PublishBudget {
 		b.settle(ctx, true)
-		s, err = b.begin(ctx, it)
+		s, err = b.beginWhenFree(ctx, it)
 	}
 	if err == nil {
 		b.sent = append(b.sent, batchSending{s, i})
@@ -100,6 +101,24 @@ func (b *batch) begin(ctx context.Context, it *BatchItem) (sending, error) {
 	}
 	m := it.Message // begin gives it an id
 	return b.srv.begin(ctx, &address{verb: it.verb(), topic: it.Topic, to: it.To}, &m, b)
+}
+
+// beginWhenFree is begin that waits while others have the publish budget. What
+// they have is given back message by message, and each time one batch tries.
+func (b *batch) beginWhenFree(ctx context.Context, it *BatchItem) (sending, error) {
+	srv := b.srv
+	srv.batchesWaiting.Add(1)
+	defer srv.batchesWaiting.Add(-1)
+	for {
+		s, err := b.begin(ctx, it)
+		if !errors.Is(err, ErrBusy) {
+			srv.wakeBatch() // there may be room for another
+			return s, err
+		}
+		if err := srv.wait(ctx, srv.budgetFree); err != nil {
+			return sending{}, err
+		}
+	}
 }
 
 // known reports whether data is that of the last item that passed the check.

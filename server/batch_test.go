@@ -129,7 +129,7 @@ func TestBatchLargerThanTheBudget(t *testing.T) {
 	for i := range users {
 		c, _ := joined(t, addr, fmt.Sprintf("/ws?user=u%d", i))
 		readers.Go(func() {
-			for range n / users {
+			for range 2 * n / users {
 				c.Event()
 			}
 		})
@@ -151,6 +151,26 @@ func TestBatchLargerThanTheBudget(t *testing.T) {
 			}
 		}
 	}
+	// So do many at the same time, which together are far over it.
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			items := make([]server.BatchItem, n/10)
+			for i := range items {
+				items[i] = push(fmt.Sprintf("u%d", i%users), data, server.WaitNone)
+				if i%7 == 0 {
+					items[i].Message.IdempotencyKey = fmt.Sprintf("%p %d", items, i)
+				}
+			}
+			for i, r := range srv.Batch(t.Context(), items) {
+				if r.Err != nil {
+					t.Errorf("item %d: %v", i, r.Err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 	readers.Wait()
 	until(t, "the budget to be free", func() bool { return srv.Stats().PublishBytes == 0 })
 	// One item that does not fit at all is refused, as alone.

@@ -156,11 +156,13 @@ func TestRefusedPublishCanBeTriedAgain(t *testing.T) {
 	m := Message{Data: []byte("1"), IdempotencyKey: "k", Wait: WaitSent}
 	for name, send := range ways {
 		m.IdempotencyKey = name
-		s.srv.publishBytes.Add(10_000)
-		if _, err := send(s.srv, t.Context(), m); !errors.Is(err, ErrBusy) {
-			t.Errorf("%s over the budget: %v", name, err)
+		if name != "batch" { // which waits
+			s.srv.publishBytes.Add(10_000)
+			if _, err := send(s.srv, t.Context(), m); !errors.Is(err, ErrBusy) {
+				t.Errorf("%s over the budget: %v", name, err)
+			}
+			s.srv.publishBytes.Add(-10_000)
 		}
-		s.srv.publishBytes.Add(-10_000)
 		bad := m
 		bad.Data = []byte("{")
 		if _, err := send(s.srv, t.Context(), bad); !errors.Is(err, ErrBadMessage) {
@@ -538,5 +540,31 @@ func TestWaitsEndWithTheServer(t *testing.T) {
 	wg.Wait()
 	if n := srv.Stats().PublishBytes; n != 0 {
 		t.Errorf("%d bytes are on their way", n)
+	}
+}
+
+// A batch waits while others have the publish budget, and no longer than its
+// context.
+func TestBatchWaitsForTheBudgetOfOthers(t *testing.T) {
+	s := newSim(t, 1, Config{PublishBudget: 10_000})
+	s.srv.budgetFree = make(chan struct{}, 1)
+	p := s.dial("/ws?user=ann")
+	items := []BatchItem{{To: Target{User: "ann"}, Message: Message{Data: []byte("1")}}}
+	s.srv.publishBytes.Add(10_000)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if r := s.srv.Batch(ctx, items)[0]; !errors.Is(r.Err, context.DeadlineExceeded) || r.Receipt.ID != "" {
+		t.Errorf("%+v", r)
+	}
+	done := make(chan BatchResult)
+	go func() { done <- s.srv.Batch(t.Context(), items)[0] }()
+	eventually(t, "the batch to wait", func() bool { return s.srv.batchesWaiting.Load() == 1 })
+	s.srv.release(10_000)
+	if r := <-done; r.Err != nil {
+		t.Error(r.Err)
+	}
+	s.run()
+	if got := p.messages(); got["1"] != 1 || s.srv.publishBytes.Load() != 0 {
+		t.Errorf("got %v, %d bytes are on their way", got, s.srv.publishBytes.Load())
 	}
 }

@@ -135,8 +135,7 @@ func (srv *Server) begin(ctx context.Context, a *address, m *Message, b *batch) 
 // place puts m on its way. An error means that it was sent to nobody.
 func (srv *Server) place(ctx context.Context, a *address, m *Message, b *batch) (sending, error) {
 	out := srv.newMessage(m)
-	if srv.publishBytes.Add(out.cost) > srv.cfg.PublishBudget {
-		srv.publishBytes.Add(-out.cost)
+	if !srv.reserve(out.cost) {
 		return sending{}, ErrBusy
 	}
 	if m.Wait > WaitNone || b != nil {
@@ -159,7 +158,7 @@ func (srv *Server) place(ctx context.Context, a *address, m *Message, b *batch) 
 	}
 	if err != nil {
 		if !out.taken.Swap(true) {
-			srv.publishBytes.Add(-out.cost)
+			srv.release(out.cost)
 		}
 		return sending{}, err
 	}
@@ -335,9 +334,38 @@ func (srv *Server) newMessage(m *Message) *message {
 	return out
 }
 
+// reserve takes n bytes of the publish budget, if it has them.
+func (srv *Server) reserve(n int64) bool {
+	for {
+		used := srv.publishBytes.Load()
+		if used+n > srv.cfg.PublishBudget {
+			return false
+		}
+		if srv.publishBytes.CompareAndSwap(used, used+n) {
+			return true
+		}
+	}
+}
+
+// release gives n bytes back to the publish budget.
+func (srv *Server) release(n int64) {
+	srv.publishBytes.Add(-n)
+	srv.wakeBatch()
+}
+
+// wakeBatch has one of the batches that wait for the publish budget try again.
+func (srv *Server) wakeBatch() {
+	if srv.batchesWaiting.Load() > 0 {
+		select {
+		case srv.budgetFree <- struct{}{}:
+		default: // one is about to
+		}
+	}
+}
+
 // delivered is called once for each message, when no shard has it any more.
 func (srv *Server) delivered(m *message) {
-	srv.publishBytes.Add(-m.cost)
+	srv.release(m.cost)
 	if m.done != nil {
 		srv.stats.fanout.observe(srv.kernel.Now() - m.began)
 		close(m.done)

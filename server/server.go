@@ -36,14 +36,18 @@ type Server struct {
 	hooksWaiting atomic.Int64 // calls that shards keep because the pool is full
 	outboxBytes  atomic.Int64
 	publishBytes atomic.Int64
-	idNext       atomic.Uint64
-	lastTick     atomic.Pointer[tickTime]
-	draining     atomic.Bool
-	hurryDrain   atomic.Bool
-	closed       atomic.Bool
-	stats        stats
-	acks         acks
-	once         onces
+	// Batches that wait for the publish budget, and a token for one of them
+	// when some of it is free.
+	batchesWaiting atomic.Int64
+	budgetFree     chan struct{}
+	idNext         atomic.Uint64
+	lastTick       atomic.Pointer[tickTime]
+	draining       atomic.Bool
+	hurryDrain     atomic.Bool
+	closed         atomic.Bool
+	stats          stats
+	acks           acks
+	once           onces
 
 	mu        sync.Mutex // guards listeners
 	listeners []*listener
@@ -81,6 +85,7 @@ func New(cfg Config) (*Server, error) {
 		idPrefix:    randomName(),
 		ended:       make(chan struct{}),
 		empty:       make(chan struct{}, 1),
+		budgetFree:  make(chan struct{}, 1),
 		tickerStop:  make(chan struct{}),
 		hurried:     make(chan struct{}, 1),
 		tickerEnded: make(chan struct{}),
