@@ -14,6 +14,7 @@ import (
 
 var (
 	errJSON  = errors.New("not valid JSON")
+	errUTF8  = errors.New("JSON is not UTF-8")
 	errDepth = fmt.Errorf("JSON is nested deeper than %d", MaxDepth)
 )
 
@@ -21,15 +22,10 @@ var (
 // in valid UTF-8.
 func CheckJSON(b []byte) error {
 	end, err := skipValue(b, skipSpace(b, 0), MaxDepth)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case skipSpace(b, end) != len(b):
-		return errJSON
-	case !utf8.Valid(b):
-		return errors.New("JSON is not UTF-8")
 	}
-	return nil
+	return checkEnd(b, end)
 }
 
 // fields walks the members of one JSON object, each checked as it is passed.

@@ -1,0 +1,85 @@
+package wire
+
+import (
+	"errors"
+	"unicode/utf8"
+)
+
+var (
+	errObject = errors.New("not a JSON object")
+	errArray  = errors.New("not a JSON array")
+)
+
+// Members calls yield for each member of the JSON object b: its key without
+// quotes, its value as it stands. It stops at yield's first error and returns
+// it; its own error says why b is not one object that [CheckJSON] accepts.
+// Before it returns nil, what yield got may turn out to be part of something
+// that is not JSON. Keys and values live as long as b.
+func Members(b []byte, yield func(key, val []byte) error) error {
+	f := fields{b: b, depth: MaxDepth}
+	if start := skipSpace(b, 0); start == len(b) || b[start] != '{' {
+		return whyNot(b, errObject)
+	}
+	for {
+		key, val, done, err := f.next()
+		if err == nil && !done {
+			err = yield(key, val)
+		}
+		if err != nil {
+			return err
+		}
+		if done {
+			break
+		}
+	}
+	return checkEnd(b, f.i)
+}
+
+// Elements calls yield for each element of the JSON array b, under the rules
+// of [Members]. Each element may have [MaxDepth] levels.
+func Elements(b []byte, yield func(val []byte) error) error {
+	i := skipSpace(b, 0)
+	if i == len(b) || b[i] != '[' {
+		return whyNot(b, errArray)
+	}
+	i = skipSpace(b, i+1)
+	if i < len(b) && b[i] == ']' {
+		return checkEnd(b, i+1)
+	}
+	for {
+		end, err := skipValue(b, i, MaxDepth)
+		if err == nil {
+			err = yield(b[i:end])
+		}
+		if err != nil {
+			return err
+		}
+		switch i = skipSpace(b, end); {
+		case i < len(b) && b[i] == ',':
+			i = skipSpace(b, i+1)
+		case i < len(b) && b[i] == ']':
+			return checkEnd(b, i+1)
+		default:
+			return errJSON
+		}
+	}
+}
+
+// whyNot returns err if b is JSON all the same.
+func whyNot(b []byte, err error) error {
+	if bad := CheckJSON(b); bad != nil {
+		return bad
+	}
+	return err
+}
+
+// checkEnd wants nothing behind end, and all of b to be UTF-8.
+func checkEnd(b []byte, end int) error {
+	switch {
+	case skipSpace(b, end) != len(b):
+		return errJSON
+	case !utf8.Valid(b):
+		return errUTF8
+	}
+	return nil
+}
