@@ -3,7 +3,6 @@ package httpapi
 import (
 	"crypto/sha256"
 	"crypto/subtle"
-	"net/http"
 	"strings"
 	"time"
 
@@ -30,13 +29,13 @@ func newKeys(keys []string, perSecond int) (list []apiKey, open apiKey) {
 	return list, apiKey{limit: limiter()}
 }
 
-// authenticate returns the key that r carries. Its time depends on neither the
+// authenticate returns the key that the request carries. Its time depends on neither the
 // keys nor how much of one was guessed: equal-sized hashes are compared, and
 // all of them.
-func (a *api) authenticate(w http.ResponseWriter, r *http.Request) (*apiKey, error) {
-	given := r.Header.Get("X-API-Key")
+func (x *exchange) authenticate() (*apiKey, error) {
+	given := x.r.Header.Get("X-API-Key")
 	if given == "" {
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		scheme, token, _ := strings.Cut(x.r.Header.Get("Authorization"), " ")
 		if strings.EqualFold(scheme, "Bearer") {
 			given = strings.TrimSpace(token)
 		}
@@ -46,16 +45,16 @@ func (a *api) authenticate(w http.ResponseWriter, r *http.Request) (*apiKey, err
 		reason = "wrong"
 		hash := sha256.Sum256([]byte(given))
 		found := -1
-		for i := range a.keys {
-			found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(hash[:], a.keys[i].hash[:]), i, found)
+		for i := range x.api.keys {
+			found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(hash[:], x.api.keys[i].hash[:]), i, found)
 		}
 		if found >= 0 {
-			return &a.keys[found], nil
+			return &x.api.keys[found], nil
 		}
 	}
-	a.metrics.unauthorized.WithLabelValues(reason).Inc()
-	w.Header().Set("WWW-Authenticate", `Bearer realm="tocsin"`)
-	return nil, refusef(http.StatusUnauthorized, "The API key is %s: send it as X-API-Key or as a Bearer token.", reason)
+	x.api.metrics.unauthorized.WithLabelValues(reason).Inc()
+	x.w.Header().Set("WWW-Authenticate", `Bearer realm="tocsin"`)
+	return nil, refusef(codeUnauthorized, "The API key is %s: send it as X-API-Key or as a Bearer token.", reason)
 }
 
 // take spends one request of the key's rate.
@@ -69,7 +68,21 @@ func (k *apiKey) take() error {
 		return nil
 	}
 	reserved.Cancel()
-	p := refusef(http.StatusTooManyRequests, "This key made more than %d requests a second, see api-rate.", k.limit.Burst())
+	p := refusef(codeRate, "This key made more than %d requests a second, see api-rate.", k.limit.Burst())
 	p.retry = wait.Round(time.Millisecond)
 	return p
+}
+
+// owe spends n requests more, though they are not there: the key's next
+// request is refused until they are made up for.
+func (k *apiKey) owe(n int) {
+	if k.limit == nil {
+		return
+	}
+	now := time.Now()
+	for n > 0 {
+		part := min(n, k.limit.Burst())
+		k.limit.ReserveN(now, part)
+		n -= part
+	}
 }

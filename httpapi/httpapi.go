@@ -1,19 +1,21 @@
 // Package httpapi is the way in over HTTP for backends and operators: publish,
-// push, broadcast and disconnect, information, metrics, health and profiles.
-// It belongs on a port of its own that clients do not reach.
+// push, broadcast, batch and disconnect, information, metrics, health and
+// profiles. It belongs on a port of its own that clients do not reach.
+// openapi.yaml and docs/api.md tell what a backend needs.
 //
 // A request passes, in this order: Origin (browsers are refused, 403), API key
-// (401), rate of that key (429), method (405), and for a POST media type (415),
-// size (413) and time (408) of its body, which is checked whole before anything
-// in it is believed (400). Every refusal is an RFC 9457 problem whose detail is
-// one sentence.
+// (401), method (405), and for a POST media type (415), size (413) and time
+// (408) of its body, rate of the key (429), and the body itself, which is
+// checked whole before anything in it is believed (400). Every refusal is an
+// RFC 9457 problem with a stable code; its detail is one sentence.
 package httpapi
 
 import (
 	"context"
 	"log/slog"
 	"net/http"
-	"net/http/pprof"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/tocsin-push/tocsin/server"
@@ -26,6 +28,7 @@ type Backend interface {
 	Publish(ctx context.Context, topic string, m server.Message) (server.Receipt, error)
 	Push(ctx context.Context, to server.Target, m server.Message) (server.Receipt, error)
 	Broadcast(ctx context.Context, m server.Message) (server.Receipt, error)
+	Batch(ctx context.Context, items []server.BatchItem) []server.BatchResult
 	Disconnect(ctx context.Context, to server.Target, code wire.CloseCode, reason string) (int, error)
 	User(name string) []string
 	Topic(name string) (at server.Position, subscribers int, ok bool)
@@ -38,14 +41,25 @@ type Config struct {
 	// token. None: everybody may do everything, which is for development only.
 	Keys []string
 	// KeyRate bounds the POST requests a second with one key; as many may come
-	// at once. 0: no limit.
+	// at once. Each message of a batch counts as a request. 0: no limit.
 	KeyRate int
 	// MaxPublish bounds data, in bytes; the rest of a body may have 8 KiB
 	// more. Default 64 KiB. It should be that of [server.Config].
 	MaxPublish int
-	// BodyTimeout bounds the time from the first to the last byte of a body.
-	// Default 10 s.
+	// MaxBatch bounds the body of a batch, in bytes. Default 8 MiB.
+	MaxBatch int
+	// MaxBatchItems bounds the messages of a batch; one for each user where it
+	// lists users. Default 10,000.
+	MaxBatchItems int
+	// BodyTimeout bounds the time from the first to the last byte of a body,
+	// and for [NewServer] that of a head. Default 10 s.
 	BodyTimeout time.Duration
+	// WriteTimeout bounds the time in which an answer must have been sent,
+	// from when it is ready. A connection over it ends. Default 10 s.
+	WriteTimeout time.Duration
+	// IdleTimeout ends a connection without a request, for [NewServer].
+	// Default 2 min.
+	IdleTimeout time.Duration
 	// Ready tells whether new connections should come here; /readyz answers
 	// 503 when it says no, and always while the backend drains. Nil: yes.
 	Ready func() bool
@@ -55,116 +69,127 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// fill sets the defaults.
+func (c *Config) fill() {
+	setDefault(&c.MaxPublish, 64<<10)
+	setDefault(&c.MaxBatch, 8<<20)
+	setDefault(&c.MaxBatchItems, 10_000)
+	setDefault(&c.BodyTimeout, 10*time.Second)
+	setDefault(&c.WriteTimeout, 10*time.Second)
+	setDefault(&c.IdleTimeout, 2*time.Minute)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
 // envelope is the room in a body for everything but data.
 const envelope = 8 << 10
 
 type api struct {
-	// Static after New.
-	backend Backend
-	cfg     Config
-	keys    []apiKey
-	open    apiKey // of everybody, when there are no keys
-	metrics *metrics
+	// Static after newAPI.
+	backend  Backend
+	cfg      Config
+	keys     []apiKey
+	open     apiKey // of everybody, when there are no keys
+	metrics  *metrics
+	routes   []*route // for people, in the order of the documents
+	exact    map[string]*route
+	prefixes []*route
+	nowhere  *route // answers for all other paths
+	index    []byte // the body of GET /api/
+
+	leaving atomic.Bool // the http.Server shuts down: nobody is waited for long
 }
 
 // New returns a handler for all paths of the API. It starts nothing and keeps
-// no state but rates and counters.
-func New(backend Backend, cfg Config) http.Handler {
-	if cfg.MaxPublish == 0 {
-		cfg.MaxPublish = 64 << 10
-	}
-	if cfg.BodyTimeout == 0 {
-		cfg.BodyTimeout = 10 * time.Second
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
+// no state but rates and counters. It sets deadlines for bodies and answers;
+// those for heads and idle connections are the [http.Server]'s, which
+// [NewServer] makes. A [http.ServeMux] in front of it redirects names with //
+// or .. in them, unless they are percent-encoded.
+func New(backend Backend, cfg Config) http.Handler { return newAPI(backend, cfg) }
+
+func newAPI(backend Backend, cfg Config) *api {
+	cfg.fill()
 	a := &api{backend: backend, cfg: cfg, metrics: newMetrics(backend)}
 	a.keys, a.open = newKeys(cfg.Keys, cfg.KeyRate)
-
-	mux := http.NewServeMux()
-	for _, route := range []struct {
-		pattern, method string
-		access          access
-		serve           handler
-	}{
-		{"/api/publish", http.MethodPost, keyed, a.publish},
-		{"/api/push", http.MethodPost, keyed, a.push},
-		{"/api/broadcast", http.MethodPost, keyed, a.broadcast},
-		{"/api/disconnect", http.MethodPost, keyed, a.disconnect},
-		{"/api/stats", http.MethodGet, keyed, a.stats},
-		{"/api/users/{id...}", http.MethodGet, keyed, a.user},
-		{"/api/topics/{name...}", http.MethodGet, keyed, a.topic},
-		{"/metrics", http.MethodGet, public, plain(a.metrics.handler())},
-		{"/healthz", http.MethodGet, public, a.healthz},
-		{"/readyz", http.MethodGet, public, a.readyz},
-		// Not cmdline, which shows keys that were given as flags.
-		{"/debug/pprof/", http.MethodGet, keyed, plain(http.HandlerFunc(pprof.Index))},
-		{"/debug/pprof/profile", http.MethodGet, keyed, plain(http.HandlerFunc(pprof.Profile))},
-		{"/debug/pprof/symbol", http.MethodGet, keyed, plain(http.HandlerFunc(pprof.Symbol))},
-		{"/debug/pprof/trace", http.MethodGet, keyed, plain(http.HandlerFunc(pprof.Trace))},
-		{"/{$}", http.MethodGet, public, a.demo},
-		{"/", "", public, notFound},
-	} {
-		h := a.guard(route.method, route.access, route.serve)
-		mux.Handle(route.pattern, a.metrics.instrument(route.pattern, h))
-	}
-	return mux
+	a.addRoutes()
+	return a
 }
 
-// handler answers a request, or returns why it is refused: a *[problem], or an
-// error of package server.
-type handler func(w http.ResponseWriter, r *http.Request) error
-
-func plain(h http.Handler) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		h.ServeHTTP(w, r)
-		return nil
+// ServeHTTP implements [http.Handler].
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{api: a, w: w, r: r, control: http.NewResponseController(w), start: time.Now()}
+	x.route, x.name = a.find(r.URL.Path)
+	x.setWriteDeadline(0)
+	err := x.admit()
+	if err == nil {
+		err = x.route.serve(x)
 	}
+	if err != nil {
+		x.refuse(err)
+	}
+	x.observe()
 }
 
-// access says whether a route asks for an API key.
-type access bool
+// exchange is one request and its answer.
+type exchange struct {
+	api     *api
+	w       http.ResponseWriter
+	r       *http.Request
+	control *http.ResponseController
+	route   *route
+	name    string // what stands behind the route's prefix, unescaped
+	key     *apiKey
+	start   time.Time
 
-const (
-	public access = false
-	keyed  access = true
-)
-
-// guard wraps serve in what is checked before a body is read.
-func (a *api) guard(method string, need access, serve handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := a.admit(w, r, method, need); err != nil {
-			a.refuse(w, r, err)
-		} else if err := serve(w, r); err != nil {
-			a.refuse(w, r, err)
-		}
-	})
+	// What became of it.
+	mediaType string // of the body
+	bodyRead  bool   // to its end
+	status    int
+	code      code // why it was refused
 }
 
-func (a *api) admit(w http.ResponseWriter, r *http.Request, method string, need access) error {
-	if len(r.Header["Origin"]) > 0 {
-		return refusef(http.StatusForbidden, "The API does not serve browsers: requests with an Origin header are refused.")
+// admit checks what can be checked before the body is read. It leaves a body
+// alone that nobody will read.
+func (x *exchange) admit() error {
+	if x.route.method != http.MethodPost {
+		x.leaveBody()
 	}
-	key := &a.open
-	if need == keyed && len(a.keys) > 0 {
+	if len(x.r.Header["Origin"]) > 0 {
+		return refusef(codeOrigin, "The API does not serve browsers: requests with an Origin header are refused.")
+	}
+	x.key = &x.api.open
+	if x.route.access == keyed && len(x.api.keys) > 0 {
 		var err error
-		if key, err = a.authenticate(w, r); err != nil {
+		if x.key, err = x.authenticate(); err != nil {
 			return err
 		}
 	}
-	if method == http.MethodPost {
-		if err := key.take(); err != nil {
-			return err
-		}
-	}
-	if method != "" && r.Method != method && (method != http.MethodGet || r.Method != http.MethodHead) {
-		w.Header().Set("Allow", method)
-		return refusef(http.StatusMethodNotAllowed, "The method is %s, this path takes %s.", r.Method, method)
+	want := x.route.method
+	if want != "" && x.r.Method != want && (want != http.MethodGet || x.r.Method != http.MethodHead) {
+		x.w.Header().Set("Allow", want)
+		return refusef(codeMethod, "The method is %s, this path takes %s.", x.r.Method, want)
 	}
 	return nil
 }
 
-func notFound(_ http.ResponseWriter, r *http.Request) error {
-	return refusef(http.StatusNotFound, "There is no %s here, see docs/protocol.md for the paths.", r.URL.Path)
+// find returns the route of a path, and what stands behind its prefix. Paths
+// are not cleaned: a//b and a/../b are names of topics.
+func (a *api) find(path string) (rt *route, name string) {
+	if rt, ok := a.exact[path]; ok {
+		return rt, ""
+	}
+	for _, rt := range a.prefixes {
+		if name, ok := strings.CutPrefix(path, rt.prefix); ok {
+			return rt, name
+		}
+	}
+	return a.nowhere, ""
 }

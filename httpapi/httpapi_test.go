@@ -40,6 +40,7 @@ type backend struct {
 	topic  string
 	to     server.Target
 	msg    server.Message
+	items  []server.BatchItem
 	code   wire.CloseCode
 	reason string
 }
@@ -62,6 +63,19 @@ func (b *backend) Push(_ context.Context, to server.Target, m server.Message) (s
 
 func (b *backend) Broadcast(_ context.Context, m server.Message) (server.Receipt, error) {
 	return b.called("broadcast", "", server.Target{}, m)
+}
+
+func (b *backend) Batch(_ context.Context, items []server.BatchItem) []server.BatchResult {
+	results := make([]server.BatchResult, len(items))
+	for i, item := range items {
+		verb := "push"
+		if item.Topic != "" {
+			verb = "publish"
+		}
+		results[i].Receipt, results[i].Err = b.called(verb, item.Topic, item.To, item.Message)
+	}
+	b.items = items
+	return results
 }
 
 func (b *backend) Disconnect(_ context.Context, to server.Target, code wire.CloseCode, reason string) (int, error) {
@@ -124,13 +138,14 @@ func do(h http.Handler, q ask) *httptest.ResponseRecorder {
 	return w
 }
 
-// wantProblem checks that w refuses with status and a sentence that has all of
-// words in it.
+// wantProblem checks that w refuses with status, a code of that status, and a
+// sentence that has all of words in it.
 func wantProblem(t *testing.T, w *httptest.ResponseRecorder, status int, words ...string) {
 	t.Helper()
 	var p struct {
 		Type, Title, Detail string
 		Status              int
+		Code                code
 	}
 	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil {
 		t.Fatalf("status %d, body %q: %v", w.Code, w.Body, err)
@@ -141,7 +156,8 @@ func wantProblem(t *testing.T, w *httptest.ResponseRecorder, status int, words .
 	if got := w.Header().Get("Content-Type"); got != "application/problem+json" {
 		t.Errorf("Content-Type %q", got)
 	}
-	if p.Type != "about:blank" || p.Title != http.StatusText(status) || !strings.HasSuffix(p.Detail, ".") {
+	if p.Type != "about:blank" || p.Title != http.StatusText(status) || p.Code.status() != status ||
+		!strings.HasSuffix(p.Detail, ".") && !strings.HasSuffix(p.Detail, "?") {
 		t.Errorf("problem %+v", p)
 	}
 	for _, word := range words {
@@ -183,7 +199,7 @@ func TestMessagesReachTheBackend(t *testing.T) {
 			server.Message{Data: []byte("null"), Wait: server.WaitAck, AckTimeout: 1500 * time.Millisecond},
 		},
 		{
-			post("/api/publish", `{"topic":"a","data":"\u00e9","ttl":null,"unknown":{"x":[{}]}}`), "publish", "a",
+			post("/api/publish", `{"topic":"a","data":"\u00e9","ttl":null}`), "publish", "a",
 			server.Target{},
 			server.Message{Data: []byte(`"\u00e9"`), Wait: server.WaitSent},
 		},
@@ -210,16 +226,39 @@ func TestReceipts(t *testing.T) {
 	wantBody(t, do(h, post("/api/publish", `{"topic":"a","data":1,"wait":"none"}`)),
 		`{"id":"m1","seq":7,"epoch":"x","subscribers":3,"duplicate":false}`)
 
+	// That nobody acknowledged is not a failure that a proxy may repeat.
+	b.receipt.Devices[0].Status = server.StatusWritten
 	b.err = fmt.Errorf("push: %w", server.ErrNoAck)
-	w := do(h, post("/api/push", `{"user":"42","data":1,"wait":"ack"}`))
-	wantProblem(t, w, http.StatusGatewayTimeout, "timeout_ms")
+	wantBody(t, do(h, post("/api/push", `{"user":"42","data":1,"wait":"ack"}`)),
+		`{"id":"m1","seq":7,"epoch":"x","subscribers":3,"written":1,"queued":1,"dropped":1,"acked":0,`+
+			`"devices":[{"conn":"c1","status":"written"},{"conn":"c2","status":"queued"}],"duplicate":false}`)
+	b.receipt.Devices[0].Status, b.err = server.StatusAcked, nil
+	if w := do(h, post("/api/push", `{"user":"42","data":1,"wait":"ack"}`)); !strings.Contains(w.Body.String(), `"acked":1,`) {
+		t.Errorf("one acknowledged: %s", w.Body)
+	}
+}
+
+// TestAProblemTellsTheReceipt: what is known of a message that failed late is
+// in the problem.
+func TestAProblemTellsTheReceipt(t *testing.T) {
+	b := &backend{receipt: server.Receipt{ID: "m1", Subscribers: 1, Dropped: 1, Devices: []server.Device{{Conn: "c1", Status: server.StatusDropped}}}}
+	b.err = fmt.Errorf("push: %w: every connection has ended", server.ErrNobody)
+	w := do(New(b, Config{}), post("/api/push", `{"user":"42","data":1}`))
+	wantProblem(t, w, http.StatusNotFound, "Nobody")
 	var p struct {
 		ID      string
-		Devices []device
+		Devices []struct{ Conn, Status string }
 	}
-	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || p.ID != "m1" || len(p.Devices) != 2 {
-		t.Errorf("504 does not tell the devices: %s", w.Body)
+	if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || p.ID != "m1" || len(p.Devices) != 1 || p.Devices[0].Status != "dropped" {
+		t.Errorf("the problem does not tell the devices: %s", w.Body)
 	}
+}
+
+func TestToNobodyIsAnAnswer(t *testing.T) {
+	h := New(&backend{receipt: server.Receipt{ID: "m1"}}, Config{})
+	const none = `{"id":"m1","subscribers":0,"written":0,"queued":0,"dropped":0,"duplicate":false}`
+	wantBody(t, do(h, post("/api/publish", `{"topic":"a","data":1}`)), none)
+	wantBody(t, do(h, post("/api/broadcast", `{"data":1}`)), none)
 }
 
 func TestDisconnect(t *testing.T) {
@@ -248,8 +287,8 @@ func TestErrorsBecomeProblems(t *testing.T) {
 		{server.ErrReused, 409, "idempotency_key"},
 		{server.ErrBusy, 429, "publish-budget"},
 		{server.ErrClosed, 503, "shutting down"},
-		{server.ErrNoAck, 504, "acknowledged"},
-		{context.Canceled, 503, "ended"},
+		{context.Canceled, 504, "idempotency_key"},
+		{context.DeadlineExceeded, 504, "idempotency_key"},
 	} {
 		h := New(&backend{err: fmt.Errorf("%w", c.err)}, Config{})
 		for _, q := range []ask{
@@ -292,11 +331,14 @@ func TestBadBodiesAreRefused(t *testing.T) {
 		{"publish", "{\"topic\":\"a\",\"data\":\"\xff\"}", "UTF-8"},
 		{"publish", "\xef\xbb\xbf{\"topic\":\"a\",\"data\":1}", "not valid JSON"},
 		{"publish", `{"topic":"a","data":` + deep + `}`, "nested deeper than 32"},
-		{"publish", `{"topic":"a","x":` + deep + `,"data":1}`, "nested deeper than 32"},
-		{"publish", `{"topic":"a","data":1,"topic":"b"}`, `"topic" comes twice`},
-		{"publish", `{"topic":"a","data":1,"\u0064ata":2}`, `"data" comes twice`},
+		{"publish", `{"topic":` + deep + `,"data":1}`, "nested deeper than 32"},
+		{"publish", `{"topic":"a","data":1,"topic":"b"}`, `topic comes twice`},
+		{"publish", `{"topic":"a","data":1,"\u0064ata":2}`, `data comes twice`},
 		{"publish", `{"topic":"a"}`, "data is missing"},
-		{"publish", `{"Topic":"a","data":1}`, "topic is missing"},
+		{"publish", `{"Topic":"a","data":1}`, `no field "Topic", did you mean topic?`},
+		{"publish", `{"topic":"a","data":1,"tll":5}`, `no field "tll", did you mean ttl?`},
+		{"publish", `{"topic":"a","data":1,"expires":5}`, `no field "expires" on this path`},
+		{"push", `{"users":["a"],"data":1}`, "users does not belong"},
 		{"publish", `{"data":1}`, "topic is missing"},
 		{"publish", `{"topic":"","data":1}`, "topic is missing"},
 		{"publish", `{"topic":7,"data":1}`, "topic must be a string"},
@@ -719,7 +761,7 @@ func TestMethodsAndPaths(t *testing.T) {
 		}
 	}
 	wantProblem(t, do(h, post("/api/stats", "{}")), http.StatusMethodNotAllowed, "GET")
-	for _, path := range []string{"/", "/admin/", "/api", "/api/nothing", "/favicon.ico", "/debug/pprof/cmdline"} {
+	for _, path := range []string{"/", "/admin/", "/apis", "/api/nothing", "/favicon.ico", "/debug/pprof/cmdline"} {
 		if w := do(h, get(path)); w.Code != http.StatusNotFound {
 			t.Errorf("%s: status %d", path, w.Code)
 		}
@@ -750,4 +792,48 @@ func TestDemoPage(t *testing.T) {
 	if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") {
 		t.Errorf("headers %v", w.Header())
 	}
+}
+
+// TestNamesAreNotCleaned: a path is a name, and what is behind it is part of
+// it, whatever it looks like.
+func TestNamesAreNotCleaned(t *testing.T) {
+	for path, want := range map[string]string{
+		"a//b": "a//b", "a/../b": "a/../b", "./a": "./a", "a/": "a/", "/a": "/a", "a%2F%2Fb": "a//b", "a%20": "", "..": "..",
+	} {
+		seen := &names{backend: &backend{}}
+		h := New(seen, Config{})
+		do(h, get("/api/topics/"+path))
+		do(h, get("/api/users/"+path))
+		if seen.topic != want || seen.user != want {
+			t.Errorf("%s is topic %q and user %q, want %q", path, seen.topic, seen.user, want)
+		}
+	}
+}
+
+// names is a backend that remembers what it was asked about.
+type names struct {
+	*backend
+	topic, user string
+}
+
+func (b *names) Topic(name string) (server.Position, int, bool) {
+	b.topic = name
+	return server.Position{}, 0, true
+}
+
+func (b *names) User(name string) []string {
+	b.user = name
+	return []string{"c"}
+}
+
+func TestThePathsAreListed(t *testing.T) {
+	h := New(&backend{}, Config{Keys: []string{"k"}})
+	for _, path := range []string{"/api/", "/api"} {
+		var got struct{ Paths map[string]string }
+		w := do(h, get(path))
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Paths["POST /api/publish"] == "" || got.Paths["GET /api/users/{name}"] == "" {
+			t.Errorf("%s: %s, %v", path, w.Body, err)
+		}
+	}
+	wantProblem(t, do(h, get("/api/nothing")), http.StatusNotFound, "/openapi.yaml", "docs/api.md")
 }

@@ -3,9 +3,10 @@ package httpapi
 import (
 	_ "embed"
 	"html"
-	"io"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/tocsin-push/tocsin/server"
 	"github.com/tocsin-push/tocsin/wire"
@@ -15,8 +16,8 @@ import (
 var demoPage string
 
 // stats answers with the numbers of /metrics, histograms left out.
-func (a *api) stats(w http.ResponseWriter, _ *http.Request) error {
-	s := a.backend.Stats()
+func stats(x *exchange) error {
+	s := x.api.backend.Stats()
 	out := make(map[string]any)
 	for _, m := range scalars {
 		out[m.name] = m.get(&s)
@@ -36,36 +37,36 @@ func (a *api) stats(w http.ResponseWriter, _ *http.Request) error {
 		closes[kind.code][kind.by] = n
 	}
 	out["closes"] = closes
-	writeJSON(w, http.StatusOK, "application/json", out)
+	x.answerJSON(out)
 	return nil
 }
 
-func (a *api) user(w http.ResponseWriter, r *http.Request) error {
-	name := r.PathValue("id")
+func user(x *exchange) error {
+	name := x.name
 	if bad := wire.CheckUser(name); bad != nil {
-		return refusef(http.StatusBadRequest, "The %s.", bad.Message)
+		return refusef(codeBadRequest, "The %s.", bad.Message)
 	}
-	conns := a.backend.User(name)
+	conns := x.api.backend.User(name)
 	if len(conns) == 0 {
 		return server.ErrNobody
 	}
-	writeJSON(w, http.StatusOK, "application/json", struct {
+	x.answerJSON(struct {
 		User        string   `json:"user"`
 		Connections []string `json:"connections"`
 	}{name, conns})
 	return nil
 }
 
-func (a *api) topic(w http.ResponseWriter, r *http.Request) error {
-	name := r.PathValue("name")
+func topic(x *exchange) error {
+	name := x.name
 	if bad := wire.CheckTopic(name); bad != nil {
-		return refusef(http.StatusBadRequest, "The %s.", bad.Message)
+		return refusef(codeBadRequest, "The %s.", bad.Message)
 	}
-	at, subscribers, ok := a.backend.Topic(name)
+	at, subscribers, ok := x.api.backend.Topic(name)
 	if !ok {
 		return server.ErrNobody
 	}
-	writeJSON(w, http.StatusOK, "application/json", struct {
+	x.answerJSON(struct {
 		Topic       string `json:"topic"`
 		Seq         uint64 `json:"seq"`
 		Epoch       string `json:"epoch"`
@@ -75,28 +76,75 @@ func (a *api) topic(w http.ResponseWriter, r *http.Request) error {
 }
 
 // healthz says that the process answers; a drain does not change that.
-func (a *api) healthz(w http.ResponseWriter, _ *http.Request) error {
-	_, _ = io.WriteString(w, "ok\n")
+func healthz(x *exchange) error {
+	x.answer(http.StatusOK, typeText, []byte("ok\n"))
 	return nil
 }
 
 // readyz says whether new connections should come here.
-func (a *api) readyz(w http.ResponseWriter, _ *http.Request) error {
-	if a.backend.Stats().Draining || a.cfg.Ready != nil && !a.cfg.Ready() {
+func readyz(x *exchange) error {
+	ready := x.api.cfg.Ready
+	if x.api.backend.Stats().Draining || ready != nil && !ready() {
 		return server.ErrClosed
 	}
-	_, _ = io.WriteString(w, "ready\n")
+	x.answer(http.StatusOK, typeText, []byte("ready\n"))
 	return nil
 }
 
-func (a *api) demo(w http.ResponseWriter, r *http.Request) error {
-	if a.cfg.Demo == "" {
-		return notFound(w, r)
+func demo(x *exchange) error {
+	if x.api.cfg.Demo == "" {
+		return notFound(x)
 	}
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy",
+	x.w.Header().Set("Content-Security-Policy",
 		"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src ws: wss:; frame-ancestors 'none'")
-	_, _ = io.WriteString(w, strings.ReplaceAll(demoPage, "{{ws}}", html.EscapeString(a.cfg.Demo)))
+	page := strings.ReplaceAll(demoPage, "{{ws}}", html.EscapeString(x.api.cfg.Demo))
+	x.answer(http.StatusOK, typeHTML, []byte(page))
 	return nil
 }
+
+// maxProfile bounds the seconds that a profile may take.
+const maxProfile = 600
+
+// profile serves one of net/http/pprof's, which take as long as ?seconds=
+// says, and so many without it or if they cannot read it.
+func profile(h http.HandlerFunc, standard float64) handler {
+	serve := plain(h)
+	return func(x *exchange) error {
+		var seconds float64
+		if given := x.r.URL.Query().Get("seconds"); given != "" {
+			var err error
+			if seconds, err = strconv.ParseFloat(given, 64); err != nil || !(seconds >= 0 && seconds <= maxProfile) {
+				return refusef(codeBadRequest, "The parameter seconds must be a number from 0 to %d.", maxProfile)
+			}
+		}
+		x.setWriteDeadline(time.Duration(max(seconds, standard) * float64(time.Second)))
+		return serve(x)
+	}
+}
+
+// plain serves a handler that answers by itself.
+func plain(h http.Handler) handler {
+	return func(x *exchange) error {
+		seen := &statusWriter{x.w, http.StatusOK}
+		h.ServeHTTP(seen, x.r)
+		if x.status = seen.status; x.status >= http.StatusBadRequest {
+			x.code = "other"
+		}
+		return nil
+	}
+}
+
+// statusWriter remembers the status of an answer.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for [http.ResponseController].
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"net/http"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -26,9 +28,9 @@ func newMetrics(backend Backend) *metrics {
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "tocsin_api_request_seconds",
-			Help:    "Time to answer an API request, by route and status.",
-			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
-		}, []string{"route", "code"}),
+			Help:    "Time to answer an API request, by route, status, and code of the problem or ok.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 20),
+		}, []string{"route", "status", "code"}),
 		unauthorized: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tocsin_api_unauthorized_total",
 			Help: "API requests refused with 401, by what the key was.",
@@ -37,6 +39,7 @@ func newMetrics(backend Backend) *metrics {
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		newProcessCollector(),
+		newBuildInfo(),
 		newStatsCollector(backend), m.requests, m.unauthorized)
 	for _, reason := range []string{"missing", "wrong"} {
 		m.unauthorized.WithLabelValues(reason)
@@ -48,8 +51,41 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-func (m *metrics) instrument(route string, h http.Handler) http.Handler {
-	return promhttp.InstrumentHandlerDuration(m.requests.MustCurryWith(prometheus.Labels{"route": route}), h)
+// observe counts the request and the time that it took.
+func (x *exchange) observe() {
+	seen := x.route.ok
+	if x.status != http.StatusOK {
+		seen = x.api.metrics.requests.WithLabelValues(x.route.path, strconv.Itoa(x.status), string(x.code))
+	}
+	seen.Observe(time.Since(x.start).Seconds())
+}
+
+// newBuildInfo returns a gauge that is 1 and tells which build this is.
+func newBuildInfo() prometheus.Collector {
+	version, revision := "(devel)", ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		const module = "github.com/tocsin-push/tocsin"
+		if info.Main.Path == module {
+			version = info.Main.Version
+			for _, s := range info.Settings {
+				if s.Key == "vcs.revision" {
+					revision = s.Value
+				}
+			}
+		}
+		for _, dep := range info.Deps {
+			if dep.Path == module {
+				version = dep.Version
+			}
+		}
+	}
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "tocsin_build_info",
+		Help:        "1; its labels tell which build this is.",
+		ConstLabels: prometheus.Labels{"version": version, "revision": revision, "goversion": runtime.Version()},
+	})
+	g.Set(1)
+	return g
 }
 
 // scalar is a number of [server.Stats]: tocsin_name in /metrics, with _total

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"fmt"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -96,4 +97,29 @@ func TestMetricsStaySmall(t *testing.T) {
 		}
 	}
 	t.Logf("%d bytes of metrics", len(body))
+}
+
+// TestRequestsAreCountedByCode: a user who is away is not an error like
+// others, and 1 ms is told from 2 ms.
+func TestRequestsAreCountedByCode(t *testing.T) {
+	h := New(&backend{err: server.ErrNobody}, Config{})
+	do(h, post("/api/push", `{"user":"a","data":1}`))
+	do(h, get("/nowhere"))
+	do(h, get("/debug/pprof/nothing"))
+	got := do(h, get("/metrics")).Body.String()
+	for _, line := range []string{
+		`tocsin_api_request_seconds_count{code="nobody",route="/api/push",status="404"} 1`,
+		`tocsin_api_request_seconds_count{code="not_found",route="other",status="404"} 1`,
+		`tocsin_api_request_seconds_count{code="other",route="/debug/pprof/{name}",status="404"} 1`,
+		`tocsin_api_request_seconds_count{code="ok",route="/api/push",status="200"} 0`,
+		`tocsin_api_request_seconds_bucket{code="ok",route="/api/push",status="200",le="0.0008"} 0`,
+		`tocsin_api_request_seconds_bucket{code="ok",route="/api/push",status="200",le="0.0016"} 0`,
+	} {
+		if !strings.Contains(got, line+"\n") {
+			t.Errorf("no line %s", line)
+		}
+	}
+	if !strings.Contains(got, `tocsin_build_info{goversion="`+runtime.Version()+`"`) {
+		t.Error("no tocsin_build_info")
+	}
 }

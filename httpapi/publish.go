@@ -3,107 +3,146 @@ package httpapi
 import (
 	"errors"
 	"net/http"
+	"strconv"
 
 	"github.com/tocsin-push/tocsin/server"
+	"github.com/tocsin-push/tocsin/wire"
 )
 
-// receipt is the answer to a message that was accepted.
+// receipt is what an answer tells about a message that was accepted.
 type receipt struct {
-	ID          string   `json:"id"`
-	Seq         uint64   `json:"seq,omitempty"`
-	Epoch       string   `json:"epoch,omitempty"`
-	Subscribers int      `json:"subscribers"`
-	*outcome             // nil when nobody waited for it
-	Devices     []device `json:"devices,omitempty"`
-	Duplicate   bool     `json:"duplicate"`
+	server.Receipt
+	wait server.Wait // more is known the longer somebody waited
 }
 
-type outcome struct {
-	Written int `json:"written"`
-	Queued  int `json:"queued"`
-	Dropped int `json:"dropped"`
-}
-
-type device struct {
-	Conn   string              `json:"conn"`
-	Status server.DeviceStatus `json:"status"`
-}
-
-func newReceipt(from server.Receipt, wait server.Wait) *receipt {
-	out := &receipt{
-		ID: from.ID, Seq: from.Seq, Epoch: from.Epoch,
-		Subscribers: from.Subscribers, Duplicate: from.Duplicate,
+// appendTo appends the members of r.
+func (r *receipt) appendTo(b []byte) []byte {
+	b = wire.AppendString(append(b, `"id":`...), r.ID)
+	if r.Seq != 0 {
+		b = appendInt(b, `,"seq":`, int(r.Seq))
 	}
-	if wait == server.WaitNone {
-		return out
+	if r.Epoch != "" {
+		b = wire.AppendString(append(b, `,"epoch":`...), r.Epoch)
 	}
-	out.outcome = &outcome{Written: from.Written, Queued: from.Queued, Dropped: from.Dropped}
-	for _, d := range from.Devices {
-		out.Devices = append(out.Devices, device(d))
+	b = appendInt(b, `,"subscribers":`, r.Subscribers)
+	if r.wait >= server.WaitSent {
+		b = appendInt(b, `,"written":`, r.Written)
+		b = appendInt(b, `,"queued":`, r.Queued)
+		b = appendInt(b, `,"dropped":`, r.Dropped)
+		b = r.appendDevices(b)
 	}
-	return out
+	return strconv.AppendBool(append(b, `,"duplicate":`...), r.Duplicate)
 }
 
-func (a *api) publish(w http.ResponseWriter, r *http.Request) error {
-	return a.send(w, r, onPublish, func(q *request) (server.Receipt, error) {
-		return a.backend.Publish(r.Context(), q.topic, q.message)
+// appendDevices appends what became of each device, and of how many it is
+// known that the message was understood.
+func (r *receipt) appendDevices(b []byte) []byte {
+	if r.wait == server.WaitAck {
+		acked := 0
+		for _, d := range r.Devices {
+			if d.Status == server.StatusAcked {
+				acked++
+			}
+		}
+		b = appendInt(b, `,"acked":`, acked)
+	}
+	for i, d := range r.Devices {
+		if i == 0 {
+			b = append(b, `,"devices":[`...)
+		} else {
+			b = append(b, ',')
+		}
+		b = wire.AppendString(append(b, `{"conn":`...), d.Conn)
+		b = wire.AppendString(append(b, `,"status":`...), d.Status)
+		b = append(b, '}')
+	}
+	if len(r.Devices) > 0 {
+		b = append(b, ']')
+	}
+	return b
+}
+
+func appendInt(b []byte, key string, n int) []byte {
+	return strconv.AppendInt(append(b, key...), int64(n), 10)
+}
+
+func publish(x *exchange) error {
+	return x.send(onPublish, func(q *request) (server.Receipt, error) {
+		return x.api.backend.Publish(x.r.Context(), q.topic, q.message)
 	})
 }
 
-func (a *api) push(w http.ResponseWriter, r *http.Request) error {
-	return a.send(w, r, onPush, func(q *request) (server.Receipt, error) {
-		return a.backend.Push(r.Context(), q.to, q.message)
+func push(x *exchange) error {
+	return x.send(onPush, func(q *request) (server.Receipt, error) {
+		return x.api.backend.Push(x.r.Context(), q.to, q.message)
 	})
 }
 
-func (a *api) broadcast(w http.ResponseWriter, r *http.Request) error {
-	return a.send(w, r, onBroadcast, func(q *request) (server.Receipt, error) {
-		return a.backend.Broadcast(r.Context(), q.message)
+func broadcast(x *exchange) error {
+	return x.send(onBroadcast, func(q *request) (server.Receipt, error) {
+		return x.api.backend.Broadcast(x.r.Context(), q.message)
 	})
 }
 
 // send hands a message to the backend and answers with its receipt.
-func (a *api) send(w http.ResponseWriter, r *http.Request, on routes, to func(*request) (server.Receipt, error)) error {
-	q, err := a.request(w, r, on)
+func (x *exchange) send(on routes, to func(*request) (server.Receipt, error)) error {
+	q, err := x.request(on)
 	if err != nil {
 		return err
 	}
-	if len(q.message.Data) > a.cfg.MaxPublish {
-		return tooBig(a.cfg.MaxPublish)
+	if len(q.message.Data) > x.api.cfg.MaxPublish {
+		return tooBig(x.api.cfg.MaxPublish)
 	}
-	got, err := to(&q)
-	if err == nil {
-		writeJSON(w, http.StatusOK, "application/json", newReceipt(got, q.message.Wait))
-		return nil
+	got, err := to(q)
+	r, err := x.outcome(got, err, q.message.Wait)
+	if err != nil {
+		return err
 	}
-	if errors.Is(err, server.ErrNoAck) {
-		p, _ := a.problemOf(err)
-		p.receipt = newReceipt(got, q.message.Wait)
-		return p
-	}
-	return err
+	b := r.appendTo(append(make([]byte, 0, 512), '{'))
+	x.answer(http.StatusOK, typeJSON, append(b, "}\n"...))
+	return nil
 }
 
-func (a *api) request(w http.ResponseWriter, r *http.Request, on routes) (request, error) {
-	body, err := a.readBody(w, r)
+// outcome returns what is told about a message: its receipt, or a problem.
+// That nobody acknowledged is no failure: the message was sent, and the receipt
+// tells how far each device got. A status that proxies repeat by themselves
+// would send it again.
+func (x *exchange) outcome(got server.Receipt, err error, wait server.Wait) (*receipt, error) {
+	r := &receipt{got, wait}
+	if err == nil || errors.Is(err, server.ErrNoAck) {
+		return r, nil
+	}
+	p := x.problemOf(err)
+	if got.ID != "" {
+		p.receipt = r
+	}
+	return nil, p
+}
+
+func tooBig(limit int) *problem {
+	return refusef(codeTooBig, "The field data may have %d bytes, see max-publish.", limit)
+}
+
+// request reads the body of a request to one of the routes.
+func (x *exchange) request(on routes) (*request, error) {
+	body, err := x.readBody(bodyRule{[]string{jsonType}, x.api.cfg.MaxPublish + envelope, "see max-publish"})
 	if err != nil {
-		return request{}, err
+		return nil, err
 	}
 	return parse(body, on)
 }
 
-// disconnect closes connections; the backend has the defaults of code and reason.
-func (a *api) disconnect(w http.ResponseWriter, r *http.Request) error {
-	q, err := a.request(w, r, onDisconnect)
+// disconnect closes connections. Which codes are allowed, and what is the
+// default, is the backend's rule.
+func disconnect(x *exchange) error {
+	q, err := x.request(onDisconnect)
 	if err != nil {
 		return err
 	}
-	n, err := a.backend.Disconnect(r.Context(), q.to, q.code, q.reason)
+	n, err := x.api.backend.Disconnect(x.r.Context(), q.to, q.code, q.reason)
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, "application/json", struct {
-		Disconnected int `json:"disconnected"`
-	}{n})
+	x.answer(http.StatusOK, typeJSON, append(appendInt(nil, `{"disconnected":`, n), "}\n"...))
 	return nil
 }

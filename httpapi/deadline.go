@@ -1,0 +1,95 @@
+package httpapi
+
+import (
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Every wait for a peer has a deadline. net/http's own cover a whole request
+// or a whole answer, and so would cut a push that waits for an acknowledgement
+// or a profile; its handlers set them by hand (http.ResponseController), and
+// it takes away a write deadline with each answer.
+
+const (
+	// linger is for how long the rest of a body is read that nobody wants,
+	// so that the answer is not lost to a reset, RFC 9112 section 9.6.
+	linger = 500 * time.Millisecond
+	// lastWords is for how long an answer may take once the server shuts down.
+	lastWords = time.Second
+)
+
+// setWriteDeadline gives an answer that is ready in so much time its deadline.
+// An error means that the writer is not a connection, a recorder for example.
+func (x *exchange) setWriteDeadline(ready time.Duration) {
+	timeout := x.api.cfg.WriteTimeout
+	if x.api.leaving.Load() {
+		timeout = min(timeout, lastWords)
+	}
+	_ = x.control.SetWriteDeadline(time.Now().Add(ready + timeout))
+}
+
+// leaveBody makes the answer the last one of its connection if the request has
+// a body, because nobody will read it: net/http would wait for all of it, some
+// before it answers, and without a deadline.
+func (x *exchange) leaveBody() {
+	if x.r.ContentLength != 0 && !x.bodyRead {
+		x.w.Header().Set("Connection", "close")
+		_ = x.control.SetReadDeadline(time.Now().Add(linger))
+	}
+}
+
+// NewServer returns an HTTP server for the API, with a deadline for everything
+// that a peer can be slow with. Shutdown ends answers that nobody reads within
+// a second. It does not listen: call its Serve.
+func NewServer(backend Backend, cfg Config) *http.Server {
+	a := newAPI(backend, cfg)
+	open := &connections{}
+	srv := &http.Server{
+		Handler:           a,
+		ReadHeaderTimeout: a.cfg.BodyTimeout,
+		WriteTimeout:      a.cfg.WriteTimeout, // of net/http's own answers
+		IdleTimeout:       a.cfg.IdleTimeout,
+		MaxHeaderBytes:    16 << 10,
+		ConnState:         open.changed,
+		ErrorLog:          slog.NewLogLogger(a.cfg.Logger.Handler(), slog.LevelWarn),
+	}
+	srv.RegisterOnShutdown(func() {
+		a.leaving.Store(true)
+		open.setWriteDeadline(time.Now().Add(lastWords))
+	})
+	return srv
+}
+
+// connections are the open ones of an [http.Server].
+type connections struct {
+	mu   sync.Mutex
+	open map[net.Conn]struct{}
+}
+
+// changed is a server's ConnState.
+func (o *connections) changed(c net.Conn, state http.ConnState) {
+	if state == http.StateActive || state == http.StateIdle {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if state != http.StateNew {
+		delete(o.open, c)
+		return
+	}
+	if o.open == nil {
+		o.open = make(map[net.Conn]struct{})
+	}
+	o.open[c] = struct{}{}
+}
+
+func (o *connections) setWriteDeadline(at time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for c := range o.open {
+		_ = c.SetWriteDeadline(at)
+	}
+}
