@@ -114,21 +114,15 @@ func listen(key, address string) (net.Listener, error) {
 
 func (s *service) newAPI() *http.Server {
 	cfg := httpapi.Config{
-		Keys: s.APIKey, KeyRate: s.APIRate,
-		MaxPublish: s.maxPublish(), BodyTimeout: s.APITimeout,
+		Keys: s.APIKey, KeyRate: s.APIRate, MaxPublish: s.maxPublish(),
+		BodyTimeout: s.APITimeout, WriteTimeout: s.APITimeout,
 		Ready:  func() bool { return !s.leaving.Load() },
 		Logger: s.log,
 	}
 	if s.Dev {
 		cfg.Demo = "ws://" + reachable(s.clients) + s.Path
 	}
-	return &http.Server{
-		Handler:           httpapi.New(s.srv, cfg),
-		ReadHeaderTimeout: s.APITimeout,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
-	}
+	return httpapi.NewServer(s.srv, cfg)
 }
 
 // notifySignals returns the signals that end the server. SIGHUP is one of them,
