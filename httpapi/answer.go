@@ -104,7 +104,10 @@ func (x *exchange) problemOf(err error) *problem {
 		p := &problem{code: r.code, detail: r.detail}
 		switch r.code {
 		case codeBadRequest:
-			_, why, _ := strings.Cut(err.Error(), r.err.Error()+": ")
+			why := err.Error()
+			if _, told, ok := strings.Cut(why, r.err.Error()+": "); ok {
+				why = told
+			}
 			p.detail = fmt.Sprintf(r.detail, why)
 		case codeBusy:
 			p.retry = time.Second
@@ -169,8 +172,9 @@ func (x *exchange) answer(status int, mediaType []string, body []byte) {
 // answerHead begins an answer. A backend that took its time has used up the
 // deadline that the request began with.
 func (x *exchange) answerHead(status int, mediaType []string) {
-	if time.Since(x.start) > x.api.cfg.WriteTimeout/2 {
-		x.setWriteDeadline(0)
+	x.ready = time.Now()
+	if x.ready.Sub(x.start) > x.api.cfg.WriteTimeout/2 {
+		x.setWriteDeadline(x.ready)
 	}
 	h := x.w.Header()
 	h["Content-Type"] = mediaType

@@ -38,7 +38,7 @@ func (x *exchange) readBody(rule bodyRule) ([]byte, error) {
 		return nil, tooBig()
 	}
 	// An error means a recorder, which is never slow.
-	_ = x.control.SetReadDeadline(time.Now().Add(x.api.cfg.BodyTimeout))
+	_ = x.control.SetReadDeadline(x.start.Add(x.api.cfg.BodyTimeout))
 	var buf bytes.Buffer
 	buf.Grow(int(min(max(announced, 0), 64<<10)) + bytes.MinRead) // believed no further than this
 	n, err := buf.ReadFrom(io.LimitReader(x.r.Body, int64(rule.limit)+1))

@@ -21,14 +21,14 @@ const (
 	lastWords = time.Second
 )
 
-// setWriteDeadline gives an answer that is ready in so much time its deadline.
-// An error means that the writer is not a connection, a recorder for example.
-func (x *exchange) setWriteDeadline(ready time.Duration) {
+// setWriteDeadline gives an answer that is ready then its deadline. An error
+// means that the writer is not a connection, a recorder for example.
+func (x *exchange) setWriteDeadline(ready time.Time) {
 	timeout := x.api.cfg.WriteTimeout
 	if x.api.leaving.Load() {
 		timeout = min(timeout, lastWords)
 	}
-	_ = x.control.SetWriteDeadline(time.Now().Add(ready + timeout))
+	_ = x.control.SetWriteDeadline(ready.Add(timeout))
 }
 
 // leaveBody makes the answer the last one of its connection if the request has

@@ -127,7 +127,7 @@ func newAPI(backend Backend, cfg Config) *api {
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{api: a, w: w, r: r, control: http.NewResponseController(w), start: time.Now()}
 	x.route, x.name = a.find(r.URL.Path)
-	x.setWriteDeadline(0)
+	x.setWriteDeadline(x.start)
 	err := x.admit()
 	if err == nil {
 		err = x.route.serve(x)
@@ -152,6 +152,7 @@ type exchange struct {
 	// What became of it.
 	mediaType string // of the body
 	bodyRead  bool   // to its end
+	ready     time.Time
 	status    int
 	code      code // why it was refused
 }

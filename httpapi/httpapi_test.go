@@ -837,3 +837,21 @@ func TestThePathsAreListed(t *testing.T) {
 	}
 	wantProblem(t, do(h, get("/api/nothing")), http.StatusNotFound, "/openapi.yaml", "docs/api.md")
 }
+
+// TestAPushAllocatesLittle: no more than a handful of allocations for reading
+// a body, and none for writing its receipt.
+func TestAPushAllocatesLittle(t *testing.T) {
+	body := []byte(`{"user":"u42","data":{"kind":"order","id":4711},"ttl":60,"id":"m1"}`)
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := parse(body, onPush); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 4 { // the request, its user and id, and where the scanner tells of members
+		t.Errorf("%v allocations to read a body", n)
+	}
+	r := &receipt{server.Receipt{ID: "m1", Subscribers: 1, Devices: []server.Device{{Conn: "c", Status: server.StatusWritten}}}, server.WaitSent}
+	buf := make([]byte, 0, 512)
+	if n := testing.AllocsPerRun(100, func() { buf = r.appendTo(buf[:0]) }); n > 0 {
+		t.Errorf("%v allocations to write a receipt", n)
+	}
+}

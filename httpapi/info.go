@@ -117,7 +117,7 @@ func profile(h http.HandlerFunc, standard float64) handler {
 				return refusef(codeBadRequest, "The parameter seconds must be a number from 0 to %d.", maxProfile)
 			}
 		}
-		x.setWriteDeadline(time.Duration(max(seconds, standard) * float64(time.Second)))
+		x.setWriteDeadline(x.start.Add(time.Duration(max(seconds, standard) * float64(time.Second))))
 		return serve(x)
 	}
 }
@@ -127,6 +127,7 @@ func plain(h http.Handler) handler {
 	return func(x *exchange) error {
 		seen := &statusWriter{x.w, http.StatusOK}
 		h.ServeHTTP(seen, x.r)
+		x.ready = time.Now()
 		if x.status = seen.status; x.status >= http.StatusBadRequest {
 			x.code = "other"
 		}

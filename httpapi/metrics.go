@@ -28,7 +28,7 @@ func newMetrics(backend Backend) *metrics {
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "tocsin_api_request_seconds",
-			Help:    "Time to answer an API request, by route, status, and code of the problem or ok.",
+			Help:    "Time until the answer to an API request was ready, by route, status, and code of the problem or ok.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 20),
 		}, []string{"route", "status", "code"}),
 		unauthorized: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -51,13 +51,13 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// observe counts the request and the time that it took.
+// observe counts the request and the time until its answer was ready.
 func (x *exchange) observe() {
 	seen := x.route.ok
 	if x.status != http.StatusOK {
 		seen = x.api.metrics.requests.WithLabelValues(x.route.path, strconv.Itoa(x.status), string(x.code))
 	}
-	seen.Observe(time.Since(x.start).Seconds())
+	seen.Observe(x.ready.Sub(x.start).Seconds())
 }
 
 // newBuildInfo returns a gauge that is 1 and tells which build this is.
