@@ -104,7 +104,7 @@ million: ## prove a million connections (N=…) to one server, in a virtual mach
 	@loadtest/vm/run.sh
 
 .PHONY: compare
-compare: ## hold tocsin against the peers of loadtest/peers and write docs/comparison.md; COMPARE="-rounds 1" and the like
+compare: ## hold tocsin against the peers of loadtest/peers and write docs/comparison.md; COMPARE="-rounds 5" and the like
 	@go -C loadtest/peers run ./compare $(COMPARE)
 
 .PHONY: faults

@@ -35,19 +35,24 @@ type settings struct {
 	serverCPU int
 	genCPU    int
 	only      string
+	force     bool
 }
+
+// published is the page of the repository.
+const published = "docs/comparison.md"
 
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("compare: ")
 	var s settings
 	flag.StringVar(&s.root, "root", "../..", "the repository")
-	flag.StringVar(&s.out, "out", "docs/comparison.md", "the page to write, from the root if it is not absolute")
+	flag.StringVar(&s.out, "out", published, "the page to write, from the root if it is not absolute")
 	flag.IntVar(&s.n, "n", 9000, "connections; the article's design takes two descriptors for each")
 	flag.IntVar(&s.rounds, "rounds", 3, "runs of each scenario against each server")
 	flag.IntVar(&s.serverCPU, "server-cpu", 0, "where the servers run")
 	flag.IntVar(&s.genCPU, "generator-cpu", 1, "where the generator runs")
 	flag.StringVar(&s.only, "only", "", "servers to compare, with commas; empty means all")
+	flag.BoolVar(&s.force, "force", false, "write "+published+" from one round too")
 	flag.Parse()
 	if err := s.check(); err != nil {
 		log.Print(err)
@@ -70,6 +75,8 @@ func (s *settings) check() error {
 		return fmt.Errorf("-n is %d, it must be at least 1000: that many talk", s.n)
 	case s.rounds < 1:
 		return fmt.Errorf("-rounds is %d, it must be at least 1", s.rounds)
+	case s.rounds == 1 && s.out == published && !s.force:
+		return fmt.Errorf("one round cannot tell a disturbance from a difference: %s wants -rounds 2 or more, or -force; or write another page with -out", published)
 	case s.serverCPU == s.genCPU || min(s.serverCPU, s.genCPU) < 0 || max(s.serverCPU, s.genCPU) >= runtime.NumCPU():
 		return fmt.Errorf("-server-cpu and -generator-cpu are %d and %d, they must be two different ones of the CPUs 0 to %d",
 			s.serverCPU, s.genCPU, runtime.NumCPU()-1)

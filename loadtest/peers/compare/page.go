@@ -33,25 +33,97 @@ var rows = []row{
 // place is where a measurement belongs.
 type place struct{ server, scenario, key string }
 
+// measurement is a figure of one run, and that of the bare loop beside it, NaN
+// if it has none.
+type measurement struct{ value, floor float64 }
+
 // measurements are all that was measured of each.
-type measurements map[place][]float64
+type measurements map[place][]measurement
 
 // add takes what a run tells of the server, and of the floor beside it.
 func (m measurements) add(name, scenario string, r *report) {
-	for i, result := range r.Results {
-		if i > 0 {
-			name = floor
+	put := func(server, key string, v, beside float64) {
+		at := place{server, scenario, key}
+		m[at] = append(m[at], measurement{v, beside})
+	}
+	for key, v := range r.Results[0].Values {
+		beside := math.NaN()
+		if len(r.Results) > 1 {
+			if f, ok := r.Results[1].Values[key]; ok {
+				beside = f
+			}
 		}
+		put(name, key, v, beside)
+	}
+	for _, result := range r.Results[1:] {
 		for key, v := range result.Values {
-			at := place{name, scenario, key}
-			m[at] = append(m[at], v)
+			put(floor, key, v, v)
 		}
 	}
 }
 
-// median returns NaN if nothing was measured.
+// How much worse than its median over all runs the bare loop may do in a run
+// before the machine counts as disturbed in it.
+const (
+	worseCPU = 1.10
+	worse    = 1.50 // of times and rates, which vary more
+)
+
+// disturbed tells whether something else had the machine in a run: the bare
+// loop, which is the same in all, did worse than usual.
+func (m measurements) disturbed(r row, one measurement) bool {
+	if r.unit == "B" { // memory is what it is, however busy the machine
+		return false
+	}
+	var all []float64
+	for _, beside := range m[place{floor, r.scenario, r.key}] {
+		all = append(all, beside.value)
+	}
+	limit := worse
+	if r.unit == "µs" {
+		limit = worseCPU
+	}
+	if r.more {
+		return one.floor*limit < middle(all)
+	}
+	return one.floor > limit*middle(all)
+}
+
+// undisturbed returns what was measured in the runs that were not disturbed,
+// and how many were. If all were, it returns what was measured in them.
+func (m measurements) undisturbed(server string, r row) (values []float64, disturbed int) {
+	all := m[place{server, r.scenario, r.key}]
+	for _, one := range all {
+		if m.disturbed(r, one) {
+			disturbed++
+		} else {
+			values = append(values, one.value)
+		}
+	}
+	if values == nil {
+		for _, one := range all {
+			values = append(values, one.value)
+		}
+	}
+	return values, disturbed
+}
+
+// median returns that of the runs that were not disturbed, if there are any,
+// and NaN if nothing was measured.
 func (m measurements) median(server string, r row) float64 {
-	all := slices.Sorted(slices.Values(m[place{server, r.scenario, r.key}]))
+	values, _ := m.undisturbed(server, r)
+	return middle(values)
+}
+
+// counts tells whether a server's figure may be the best of a row.
+func (m measurements) counts(server string, r row) bool {
+	_, disturbed := m.undisturbed(server, r)
+	return disturbed < len(m[place{server, r.scenario, r.key}])
+}
+
+// middle returns the median of values, NaN if there are none.
+func middle(values []float64) float64 {
+	all := slices.Sorted(slices.Values(values))
 	n := len(all)
 	if n == 0 {
 		return math.NaN()
@@ -117,6 +189,7 @@ func (p *page) render(old string) string {
 func (p *page) table(b *strings.Builder) {
 	columns := append(slices.Clone(p.names()), floor)
 	fmt.Fprintf(b, "| | %s |\n|---|%s\n", strings.Join(columns, " | "), strings.Repeat("---:|", len(columns)))
+	some, every := false, false // rows with disturbed runs, and with no others
 	for _, r := range rows {
 		leaders, own := p.leaders(r), p.took.median(tocsin, r)
 		fmt.Fprintf(b, "| %s", r.title)
@@ -134,10 +207,25 @@ func (p *page) table(b *strings.Builder) {
 				if name != tocsin && own > 0 {
 					cell += fmt.Sprintf(" (%.2f)", v/own)
 				}
+				if _, disturbed := p.took.undisturbed(name, r); !p.took.counts(name, r) {
+					cell, every = cell+" ²", true
+				} else if disturbed > 0 {
+					cell, some = cell+" ¹", true
+				}
 			}
 			fmt.Fprintf(b, " | %s", cell)
 		}
 		b.WriteString(" |\n")
+	}
+	if some || every {
+		fmt.Fprintf(b, "\nA run is disturbed when the bare loop beside it took %.0f %% more CPU time than its median, or did %.0f %% worse in a time or a rate.\n\n",
+			100*(worseCPU-1), 100*(worse-1))
+	}
+	if some {
+		b.WriteString("- ¹ Disturbed runs are left out.\n")
+	}
+	if every {
+		b.WriteString("- ² Every run was disturbed: this is their median, and not among the best.\n")
 	}
 }
 
@@ -147,7 +235,7 @@ const tie = 0.02
 // leaders returns the servers that nobody is better than in a row, the best
 // one first; none if nothing was measured.
 func (p *page) leaders(r row) []string {
-	measured := slices.DeleteFunc(slices.Clone(p.names()), func(name string) bool { return math.IsNaN(p.took.median(name, r)) })
+	measured := slices.DeleteFunc(slices.Clone(p.names()), func(name string) bool { return !p.took.counts(name, r) })
 	slices.SortStableFunc(measured, func(a, b string) int {
 		if r.more {
 			a, b = b, a
@@ -183,8 +271,8 @@ func (p *page) verdict(b *strings.Builder) {
 }
 
 func (p *page) how(b *strings.Builder) {
-	fmt.Fprintf(b, "\n## How it was measured\n\n%s, %s; %d connections; %d runs of each, interleaved, each with a new server process. ",
-		p.date.UTC().Format("2 January 2006 15:04 UTC"), p.machine, p.n, p.rounds)
+	fmt.Fprintf(b, "\n## How it was measured\n\n%s, %s; %d connections; %s of each, interleaved, each with a new server process. ",
+		p.date.UTC().Format("2 January 2006 15:04 UTC"), p.machine, p.n, runs(p.rounds))
 	b.WriteString("Tocsin's connections have a user and a topic each, the peers' have nothing. An echo is, for Tocsin, a command that it answers. " +
 		"loadtest/peers has the peers' source and versions.\n\n```\n")
 	const listen, side = "127.0.0.1:8080", "127.0.0.1:8081"
@@ -195,6 +283,14 @@ func (p *page) how(b *strings.Builder) {
 		fmt.Fprintf(b, "bin/compare/loadtest %s --pid=PID\n", shell(p.loadArgs(tocsin, sc, listen, side)))
 	}
 	fmt.Fprintf(b, "bin/compare/loadtest %s --pid=PID\n```\n", shell(p.loadArgs(name, scenarios[1], listen, side)))
+}
+
+// runs says how many there were.
+func runs(n int) string {
+	if n == 1 {
+		return "one run"
+	}
+	return fmt.Sprintf("%d runs", n)
 }
 
 // shell quotes what a shell would not take as it is.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"math"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +17,10 @@ func TestPage(t *testing.T) {
 		took:     make(measurements),
 	}
 	add := func(server, scenario, key string, values ...float64) {
-		p.took[place{server, scenario, key}] = values
+		for _, v := range values {
+			at := place{server, scenario, key}
+			p.took[at] = append(p.took[at], measurement{v, math.NaN()})
+		}
 	}
 	add(tocsin, "connect", "user_bytes_per_connection", 100, 300)
 	add("gws", "connect", "user_bytes_per_connection", 7000, 8000)
@@ -54,29 +58,91 @@ func TestPage(t *testing.T) {
 
 func TestTocsinFirstInEveryRow(t *testing.T) {
 	p := page{settings: &settings{only: "tocsin,nbio"}, took: make(measurements)}
-	p.took[place{tocsin, "echo", "echo_p50_ms"}] = []float64{1}
-	p.took[place{"nbio", "echo", "echo_p50_ms"}] = []float64{1}
+	p.took[place{tocsin, "echo", "echo_p50_ms"}] = []measurement{{1, 1}}
+	p.took[place{"nbio", "echo", "echo_p50_ms"}] = []measurement{{1, 1}}
 	if text := p.render(""); !strings.Contains(text, "\nTocsin is first in every row.\n") {
 		t.Error(text)
 	}
 }
 
 func TestAddTellsTheFloorFromTheServer(t *testing.T) {
-	var r report
-	r.Results = append(r.Results, struct {
-		Values map[string]float64 `json:"values"`
-	}{map[string]float64{"a": 1}}, struct {
-		Values map[string]float64 `json:"values"`
-	}{map[string]float64{"a": 2}})
+	r := reportOf(map[string]float64{"a": 1}, map[string]float64{"a": 2})
 	m := make(measurements)
-	m.add("nbio", "echo", &r)
-	m.add("nbio", "echo", &r)
+	m.add("nbio", "echo", r)
+	m.add("nbio", "echo", r)
 	at := row{scenario: "echo", key: "a"}
 	if got := []float64{m.median("nbio", at), m.median(floor, at)}; got[0] != 1 || got[1] != 2 {
 		t.Errorf("medians %v, want 1 and 2", got)
 	}
 	if got := m.median(tocsin, at); !math.IsNaN(got) {
 		t.Errorf("median of nothing is %v", got)
+	}
+}
+
+// reportOf returns what loadtest tells of a server and of the floor beside it.
+func reportOf(server, beside map[string]float64) *report {
+	r := new(report)
+	for _, values := range []map[string]float64{server, beside} {
+		r.Results = append(r.Results, struct {
+			Values map[string]float64 `json:"values"`
+		}{values})
+	}
+	return r
+}
+
+// TestDisturbedRunsAreMarkedAndLeftOut has the bare loop take twice its CPU
+// time beside one of gws's runs, and beside all of nbio's.
+func TestDisturbedRunsAreMarkedAndLeftOut(t *testing.T) {
+	p := page{settings: &settings{only: "tocsin,gws,nbio", rounds: 3}, took: make(measurements)}
+	for server, runs := range map[string][3][2]float64{ // its figure, the floor's
+		tocsin: {{11, 10}, {11, 10}, {11, 10.5}},
+		"gws":  {{9, 10}, {5, 20}, {9, 10}},
+		"nbio": {{8, 20}, {7, 20}, {8, 20}},
+	} {
+		for _, run := range runs {
+			p.took.add(server, "broadcast", reportOf(map[string]float64{"cpu_us_per_delivery": run[0]}, map[string]float64{"cpu_us_per_delivery": run[1]}))
+		}
+	}
+	text := p.render("")
+	for _, want := range []string{
+		"| server CPU of a delivery, µs | 11.0 | **9.00** (0.82) ¹ | 8.00 (0.73) ² | 10.0 (0.91) ¹ |\n",
+		"took 10 % more CPU time than its median",
+		"- ¹ Disturbed runs are left out.\n- ² Every run was disturbed",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+}
+
+func TestARateIsDisturbedWhenItFalls(t *testing.T) {
+	m := make(measurements)
+	r := row{scenario: "saturated", key: "messages_per_s", more: true}
+	for _, rate := range []float64{100, 90, 110, 60, 300} {
+		m.add("gws", "saturated", reportOf(map[string]float64{r.key: 50}, map[string]float64{r.key: rate}))
+	}
+	if _, disturbed := m.undisturbed("gws", r); disturbed != 1 {
+		t.Errorf("%d runs count as disturbed, want the one of 60 a second", disturbed)
+	}
+}
+
+func TestOneRoundIsNotPublished(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Skip("compare needs two CPUs")
+	}
+	s := settings{n: 1000, rounds: 1, genCPU: 1, out: published}
+	if err := s.check(); err == nil || !strings.Contains(err.Error(), "-force") {
+		t.Errorf("one round for %s: %v", published, err)
+	}
+	forced, elsewhere, two := s, s, s
+	forced.force, elsewhere.out, two.rounds = true, "other.md", 2
+	for _, ok := range []settings{forced, elsewhere, two} {
+		if err := ok.check(); err != nil {
+			t.Errorf("%+v: %v", ok, err)
+		}
+	}
+	if text := (&page{settings: &forced, took: make(measurements)}).render(""); !strings.Contains(text, "; one run of each, interleaved") {
+		t.Error(text)
 	}
 }
 
