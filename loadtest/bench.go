@@ -19,7 +19,7 @@ import (
 type benchCmd struct {
 	Tocsin    string        `required:"" type:"existingfile" placeholder:"FILE" help:"The tocsin program."`
 	N         []int         `name:"n" short:"n" default:"1000,15000" help:"Connections; every row is measured for each."`
-	Row       []string      `enum:"memory,own-topic,idle,delivery,saturated,rate,connect" default:"memory,own-topic,idle,delivery,saturated,rate,connect" help:"What to measure."`
+	Row       []string      `enum:"memory,own-topic,idle,delivery,saturated,rate,push,connect" default:"memory,own-topic,idle,delivery,saturated,rate,push,connect" help:"What to measure."`
 	Rounds    int           `default:"7" help:"Of every CPU row, floor and tocsin in turns; the median counts."`
 	Active    int           `default:"1000" help:"Connections that talk in the rows saturated and rate."`
 	Settle    time.Duration `default:"10s" help:"Between the last connect and the reading of memory."`
@@ -98,7 +98,7 @@ func (b *bench) size(ctx context.Context, n int) error {
 			return err
 		}
 	}
-	if b.has("delivery", "saturated", "rate", "connect") {
+	if b.has("delivery", "saturated", "rate", "push", "connect") {
 		return b.work(ctx, n)
 	}
 	return nil
@@ -162,7 +162,7 @@ func (b *bench) work(ctx context.Context, n int) error {
 			return b.blame(t, err)
 		}
 	}
-	if !b.has("delivery", "saturated", "rate") {
+	if !b.has("delivery", "saturated", "rate", "push") {
 		return nil
 	}
 	s := b.session(t.subject, n, floor)
@@ -200,6 +200,28 @@ func (b *bench) work(ctx context.Context, n int) error {
 			return b.blame(t, err)
 		}
 	}
+	if b.has("push") {
+		return b.blame(t, b.push(ctx, s, n, t))
+	}
+	return nil
+}
+
+// push measures single pushes over HTTP. There is no floor for them.
+func (b *bench) push(ctx context.Context, s *session, n int, t *tocsin) error {
+	cmd := pushCmd{Rounds: b.Rounds, pushing: pushing{
+		api: t.publisher.api, User: "user-{n}", Publishers: min(32, n), Size: 128, Duration: b.Duration, Wait: time.Minute,
+	}}
+	if err := errors.Join(cmd.onOpen(ctx, s, t.subject), ctx.Err(), t.complete(n)); err != nil {
+		return err
+	}
+	if err := t.pushVerdict(); err != nil {
+		return err
+	}
+	b.add(benchRow{
+		Row: "push", N: n, What: fmt.Sprintf("CPU of a push over HTTP, %d keep-alive connections", cmd.Publishers), Unit: "µs",
+		Measured: median(t.cpu), Bar: 45, Rounds: t.cpu,
+	})
+	t.cpu = nil
 	return nil
 }
 

@@ -20,10 +20,18 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
+// api are the flags that say where Tocsin is asked.
+type api struct {
+	API    string `name:"api" default:"http://127.0.0.1:8081" help:"Tocsin's publish API."`
+	APIKey string `name:"api-key" env:"TOCSIN_API_KEY" placeholder:"KEY" help:"Its key."`
+}
+
+// at returns the URL of a path of the API.
+func (a *api) at(path string) string { return strings.TrimSuffix(a.API, "/") + path }
+
 // publisher are the flags that say how a message is published.
 type publisher struct {
-	API     string `name:"api" default:"http://127.0.0.1:8081" help:"Tocsin's publish API."`
-	APIKey  string `name:"api-key" env:"TOCSIN_API_KEY" help:"Its key."`
+	api
 	Topic   string `default:"loadtest" help:"Publish to this topic; the connections subscribe by ?topics= unless the URL has that already."`
 	All     bool   `help:"Broadcast to every connection instead of publishing to a topic."`
 	Trigger string `placeholder:"URL" help:"For other servers: POST the payload here to have it sent to every connection."`
@@ -64,26 +72,34 @@ func (p *publisher) aim(s *session, sub *subject, rounds int) error {
 	p.Wait = patience(p.Wait, s.N)
 	where := p.Trigger
 	if where == "" {
-		where = strings.TrimSuffix(p.API, "/")
 		if p.All {
-			where += "/api/broadcast"
+			where = p.at("/api/broadcast")
 		} else {
-			where += "/api/publish"
+			where = p.at("/api/publish")
 			sub.URL = withTopic(sub.URL, p.Topic)
 		}
 	}
-	u, err := url.Parse(where)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return usagef("%s is not an HTTP URL to publish to", where)
-	}
-	if !isLoopback(u.Hostname()) && !s.AllowRemote {
-		return usagef("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", where)
+	if _, err := postTo(where, s.AllowRemote); err != nil {
+		return err
 	}
 	client := &http.Client{Timeout: time.Minute + p.Wait}
 	sub.publish = func(ctx context.Context, payload []byte) error {
 		return p.post(ctx, client, where, payload)
 	}
 	return nil
+}
+
+// postTo reads a URL to publish to. Only loopback addresses are allowed unless
+// remote is set.
+func postTo(where string, remote bool) (*url.URL, error) {
+	u, err := url.Parse(where)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, usagef("%s is not an HTTP URL to publish to", where)
+	}
+	if !isLoopback(u.Hostname()) && !remote {
+		return nil, usagef("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", where)
+	}
+	return u, nil
 }
 
 func (p *publisher) post(ctx context.Context, client *http.Client, where string, payload []byte) error {
@@ -129,7 +145,7 @@ func (p *publisher) ask(client *http.Client, req *http.Request) ([]byte, error) 
 
 // metric asks tocsin's /metrics for one figure, named as a line there begins.
 func (p *publisher) metric(ctx context.Context, name string) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(p.API, "/")+"/metrics", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.at("/metrics"), nil)
 	if err != nil {
 		return 0, err
 	}

@@ -82,6 +82,7 @@ type engine struct {
 
 	dial    dialer
 	deliver delivery
+	unicast unicast
 	echo    echo
 	herd    herd
 
@@ -94,10 +95,13 @@ type engine struct {
 const (
 	histHandshake = "handshake"
 	histDelivery  = "delivery"
+	histPush      = "push"
 	histEcho      = "echo"
 	histOutage    = "outage"
 	histLag       = "lag" // how late the generator itself was in sending
 )
+
+var workerHists = []string{histHandshake, histDelivery, histPush, histEcho, histOutage, histLag}
 
 // newHistogram counts nanoseconds up to an hour, within 0.1 %.
 func newHistogram() *hdrhistogram.Histogram {
@@ -112,7 +116,7 @@ func work(in io.Reader, out io.Writer) error {
 		orders: make(chan order, 16), handshakes: make(chan handshake, 128), out: json.NewEncoder(out), buf: make([]byte, 64<<10),
 		seed: uint64(time.Now().UnixNano()), hists: newHists(),
 	}
-	for _, name := range []string{histHandshake, histDelivery, histEcho, histOutage, histLag} {
+	for _, name := range workerHists {
 		e.hists[name] = newHistogram()
 	}
 	var err error
@@ -273,6 +277,10 @@ func (e *engine) obey(o *order) error {
 	case doHerd:
 		e.startHerd(o)
 		return nil
+	case doPushes:
+		e.expectPushes(o)
+	case doCame:
+		return e.tellPushes(o)
 	case doSync:
 	case doStop:
 		e.stop()

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -38,6 +39,9 @@ type fake struct {
 	// publish is called for each connection and published payload, counted
 	// from 1; by default it sends the payload.
 	publish func(c *fakeConn, seq int, payload []byte)
+	// push is called for each push, counted from 1, with the connection of its
+	// user, and returns the receipt; by default it sends the data.
+	push func(c *fakeConn, n int, data []byte) answer
 	// message is called for each message of a client.
 	message func(c *fakeConn, payload []byte)
 	// greeting follows the 101 in the same write.
@@ -47,6 +51,16 @@ type fake struct {
 	met   int         // handshakes; the first is loadtest's look at the server
 	conns []*fakeConn // in the order of their handshakes
 	seq   int
+	users map[string]*fakeConn
+}
+
+// answer is what the fake's API says of one push.
+type answer struct {
+	Status  int    `json:"status"`
+	Code    string `json:"code,omitempty"`
+	Written int    `json:"written"`
+	Queued  int    `json:"queued"`
+	Dropped int    `json:"dropped"`
 }
 
 type fakeConn struct {
@@ -68,8 +82,12 @@ func newFake(t *testing.T) *fake {
 
 func newFakeOn(t *testing.T, ln net.Listener) *fake {
 	t.Helper()
-	f := &fake{url: "ws://" + ln.Addr().String() + "/ws"}
-	api := httptest.NewServer(http.HandlerFunc(f.fanOut))
+	f := &fake{url: "ws://" + ln.Addr().String() + "/ws", users: map[string]*fakeConn{}}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", f.fanOut)
+	mux.HandleFunc("POST /api/push", f.pushed)
+	mux.HandleFunc("POST /api/batch", f.pushed)
+	api := httptest.NewServer(mux)
 	f.trigger = api.URL
 	var done sync.WaitGroup
 	t.Cleanup(func() {
@@ -104,6 +122,7 @@ func (f *fake) serve(conn net.Conn) {
 	c.index = f.met
 	f.met++
 	f.conns = append(f.conns, c)
+	f.users[req.URL.Query().Get("user")] = c
 	_, err = conn.Write(append(append(head, "\r\n\r\n"...), f.greeting...))
 	f.mu.Unlock()
 	for err == nil {
@@ -158,6 +177,42 @@ func (f *fake) fanOut(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// pushed takes a push, or a batch of them, a line each.
+func (f *fake) pushed(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body) // all of it: net/http ends it with the first byte of the answer
+	if err != nil {
+		return
+	}
+	enc := json.NewEncoder(w)
+	for line := range bytes.Lines(body) {
+		var p struct {
+			User string
+			Data json.RawMessage
+		}
+		if err := json.Unmarshal(line, &p); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		f.mu.Lock()
+		f.seq++
+		n, c := f.seq, f.users[p.User]
+		f.mu.Unlock()
+		a := answer{Status: http.StatusOK, Written: 1}
+		switch {
+		case c == nil:
+			a = answer{Status: http.StatusNotFound, Code: "nobody"}
+		case f.push != nil:
+			a = f.push(c, n, p.Data)
+		default:
+			c.say(p.Data)
+		}
+		if r.URL.Path == "/api/push" {
+			w.WriteHeader(a.Status)
+		}
+		_ = enc.Encode(a) // the generator may be gone
+	}
+}
+
 // outcome is how a run of the program ended, and what it printed.
 type outcome struct {
 	status  int
@@ -168,6 +223,7 @@ type outcome struct {
 		Values   map[string]float64
 		Lost     map[string]uint64
 		Failures map[string]uint64
+		Refused  map[string]uint64 `json:"pushes_failed"`
 	}
 	Stages []stage
 	Error  string

@@ -80,7 +80,7 @@ func TestLies(t *testing.T) {
 // testEngine is an engine with open connections that have no sockets.
 func testEngine(conns int) *engine {
 	e := &engine{buf: make([]byte, 64<<10), hists: newHists(), now: nanos()}
-	for _, name := range []string{histHandshake, histDelivery, histEcho, histOutage, histLag} {
+	for _, name := range workerHists {
 		e.hists[name] = newHistogram()
 	}
 	for range conns {

@@ -2,7 +2,7 @@
 
 // Command loadtest loads WebSocket servers and tells what they do: how many
 // connections, how fast, at what memory each; how long a message takes to the
-// last of them; how long an answer takes; how long until all are back after
+// last of them; what a push to one of them costs; how long an answer takes; how long until all are back after
 // they were dropped. It opens raw sockets from its own epoll loops, sends when
 // a message is due and not when the server is ready for it, and says what it
 // does not know. Every scenario can be told as a multiple of a bare loop of
@@ -31,6 +31,7 @@ import (
 type cli struct {
 	Connect   connectCmd   `cmd:"" help:"Open connections: how many, how fast, at what memory each?"`
 	Broadcast broadcastCmd `cmd:"" help:"Publish messages: how long until the last connection has one?"`
+	Push      pushCmd      `cmd:"" help:"Push to single users over HTTP: what does one cost, and how long until the user has it?"`
 	Echo      echoCmd      `cmd:"" help:"Some connections talk, the others are idle: how long does an answer take?"`
 	Herd      herdCmd      `cmd:"" help:"All connections are dropped and come back: how long does that take?"`
 	Soak      soakCmd      `cmd:"" help:"All of it in one run, for a million: connect, hold, broadcast, a herd, broadcast again; nothing may be lost."`

@@ -56,9 +56,11 @@ const (
 	doAwait   = "await"
 	doEcho    = "echo"
 	doHerd    = "herd"
-	doTally   = "tally" // the only one that is answered with histograms; the worker then counts anew
-	doSync    = "sync"  // answered at once: all orders before it have begun
-	doStop    = "stop"  // end what runs now, as if its time were over
+	doTally   = "tally"  // the only one that is answered with histograms; the worker then counts anew
+	doPushes  = "pushes" // expect the pushes of Run, and count them anew
+	doCame    = "came"   // answered at once: which of them have come
+	doSync    = "sync"   // answered at once: all orders before it have begun
+	doStop    = "stop"   // end what runs now, as if its time were over
 )
 
 // plan is what a worker needs to know of its connections.
@@ -80,6 +82,7 @@ type tally struct {
 	Anew  bool              `json:"anew,omitempty"`  // the next tally counts from nothing
 	Round *round            `json:"round,omitempty"` // await
 	Hists map[string]string `json:"hists,omitempty"` // tally
+	Came  []byte            `json:"came,omitempty"`  // came: bit n%8 of byte n/8 stands for push n
 }
 
 // counts are summed over the workers.
@@ -100,6 +103,7 @@ type counts struct {
 	Doubled    uint64 `json:"doubled"`
 	Misordered uint64 `json:"misordered"` // came after a later one
 	Late       uint64 `json:"late"`
+	Foreign    uint64 `json:"foreign"` // pushes for another connection
 
 	Sent    uint64 `json:"sent"` // echo
 	Replies uint64 `json:"replies"`
@@ -131,6 +135,7 @@ func (a *counts) add(b *counts) {
 	a.Doubled += b.Doubled
 	a.Misordered += b.Misordered
 	a.Late += b.Late
+	a.Foreign += b.Foreign
 	a.Sent += b.Sent
 	a.Replies += b.Replies
 	a.Busy = max(a.Busy, b.Busy)

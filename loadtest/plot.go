@@ -21,6 +21,8 @@ var curves = []struct{ key, title string }{
 	{"handshake", "Handshake"},
 	{"delivery", "Publish to delivery"},
 	{"fanout", "Publish to last delivery"},
+	{"http", "Push to receipt, over HTTP"},
+	{histPush, "Push to client"},
 	{"echo", "Send to reply"},
 	{"outage", "Drop to back"},
 	{"before", "Live clients before the drop"},

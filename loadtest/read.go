@@ -167,6 +167,7 @@ func (e *engine) message(i int, c *conn, b []byte) {
 			c.retry = uint32(max(notice.Goodbye.RetryAfterMS, 0))
 		}
 	case e.deliver.take(e, i, c, b):
+	case e.unicast.take(e, i, c, b):
 	default:
 		e.replied(i, c)
 	}

@@ -37,16 +37,27 @@ var figures = slices.Concat(
 	[]figure{
 		{"cpu_us_per_connect", "server CPU a connect", "µs", true},
 		{"rounds", "messages published", "", false},
+		{"pushes", "pushes", "", false},
+		{"pushes_per_s", "pushes a second", "", false},
+		{"receipt_written", "receipts: written", "", false},
+		{"receipt_queued", "receipts: queued", "", false},
+		{"receipt_dropped", "receipts: dropped", "", false},
+		{"receipt_failed", "receipts: failed", "", false},
+		{"receipt_false", "receipts: false", "", false},
 		{"expected", "deliveries expected", "", false},
 		{"delivered", "delivered", "", false},
 		{"missing", "missing", "", false},
 		{"doubled", "doubled", "", false},
 		{"misordered", "out of order", "", false},
+		{"foreign", "foreign: came to another user", "", false},
 		{"late", "late", "", false},
 	},
 	percentileFigures("delivery", "publish to delivery"),
+	percentileFigures("http", "push to receipt, over HTTP"),
+	percentileFigures(histPush, "push to client"),
 	percentileFigures("fanout", "publish to last delivery"),
 	[]figure{
+		{"cpu_us_per_push", "server CPU a push", "µs", false},
 		{"deliveries_per_s", "deliveries a second", "", true},
 		{"cpu_us_per_delivery", "server CPU a delivery", "µs", true},
 		{"active", "connections that talk", "", false},
@@ -106,6 +117,7 @@ type result struct {
 	Values   map[string]float64 `json:"values"`
 	Failures map[string]uint64  `json:"failures,omitempty"`
 	Lost     map[string]uint64  `json:"lost,omitempty"`
+	Refused  map[string]uint64  `json:"pushes_failed,omitempty"` // by status and code
 	Slabs    []slabDelta        `json:"kernel_caches,omitempty"`
 
 	hists   map[string]*hdrhistogram.Histogram
@@ -245,6 +257,7 @@ func (r *report) remarks() (lines []string) {
 	for _, res := range r.Results {
 		reasons(res.Name+": handshakes failed", res.Failures)
 		reasons(res.Name+": connections lost", res.Lost)
+		reasons(res.Name+": pushes failed", res.Refused)
 		for _, s := range res.Slabs {
 			lines = append(lines, fmt.Sprintf("%s: kernel cache %-22s %6.2f objects, %6.0f B a connection", res.Name, s.Cache, s.Objects, s.Bytes))
 		}

@@ -248,6 +248,8 @@ func (s *session) verdict() error {
 			return fmt.Errorf("%s: %s of %s handshakes failed", sub.Name, thousands(float64(sub.failed())), thousands(float64(s.N)))
 		case v["lost"] > 0 && s.report.Scenario != "herd":
 			return fmt.Errorf("%s: %s connections were lost", sub.Name, thousands(v["lost"]))
+		case s.report.Scenario == "push":
+			return sub.pushVerdict()
 		case v["missing"]+v["doubled"]+v["misordered"] > 0:
 			return fmt.Errorf("%s: deliveries missing %s, doubled %s, out of order %s", sub.Name, thousands(v["missing"]), thousands(v["doubled"]), thousands(v["misordered"]))
 		case v["unanswered"] > 0:

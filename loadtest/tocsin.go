@@ -71,12 +71,12 @@ func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, err
 	if err != nil {
 		return nil, err
 	}
-	api, err := freeAddr()
+	at, err := freeAddr()
 	if err != nil {
 		return nil, err
 	}
-	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: publisher{API: "http://" + api, APIKey: "bench", Topic: "shared", Size: 128, Late: time.Minute}}
-	cmd := exec.Command(b.Tocsin, "serve", "--listen", listen, "--api-listen", api, "--api-key", "bench", "--dev", "--ping-interval", "0s")
+	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: publisher{api: api{API: "http://" + at, APIKey: "bench"}, Topic: "shared", Size: 128, Late: time.Minute}}
+	cmd := exec.Command(b.Tocsin, "serve", "--listen", listen, "--api-listen", at, "--api-key", "bench", "--dev", "--ping-interval", "0s")
 	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), b.Env...) // bound to one CPU, Go would take 1
 	cmd.Stdout, cmd.Stderr = t.said, t.said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not meant for it

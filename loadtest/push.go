@@ -1,0 +1,322 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pushCmd asks: N users are connected; what does a push to one of them cost,
+// and how long until it has it?
+type pushCmd struct {
+	common
+	pushing
+	Rounds int `default:"1" help:"Measure so often; CPU is the median."`
+}
+
+// pushing are the flags that say how users are pushed to.
+type pushing struct {
+	api
+	User       string        `default:"u{n}" help:"User of connection {n}. Connections log in by ?user= (tocsin serve --dev) unless the URL has a user or a token of its own; the user of the URL counts then."`
+	Publishers int           `default:"32" help:"Keep-alive HTTP connections that push, each to users of its own and one request at a time; at most one a connection."`
+	PushRate   float64       `name:"push-rate" default:"1000" placeholder:"PER-SECOND" help:"Pushes a second of all of them, sent when they are due; 0: each publisher pushes when it has its answer."`
+	Batch      int           `placeholder:"K" help:"Send K pushes at once, a line each, by POST /api/batch. Default: one by POST /api/push."`
+	Duration   time.Duration `default:"10s" help:"Of one round."`
+	Size       int           `default:"128" help:"Bytes of the payload."`
+	Wait       time.Duration `help:"What has not come by then after the last receipt is missing. Default: half a minute, and 2 ms a connection."`
+}
+
+// Help is shown below the usage of push.
+func (pushCmd) Help() string {
+	return "Pushes over HTTP to random users, and follows each by a number and a time in its payload: " +
+		"a push whose receipt says written or queued and that does not come is missing, one that comes twice is doubled, one that comes behind a later one " +
+		"of its user is out of order, one at another user is foreign; a receipt that says dropped or refused of a push that comes is false. " +
+		"With a rate, times count from when a push was due, so that a server that is late is told as late as it is."
+}
+
+func (cmd *pushCmd) Run(ctx context.Context, std streams) error {
+	return execute(ctx, "push", cmd.common, std.out, std.err, func(s *session, sub *subject) error {
+		if cmd.Floor {
+			return usagef("push has no --floor: the bare loop has no users")
+		}
+		if cmd.Rounds < 1 {
+			return usagef("--rounds must be at least 1")
+		}
+		return cmd.aim(s, sub)
+	}, func(ctx context.Context, s *session) error {
+		sub := s.subjects[0]
+		if _, err := s.open(ctx, sub); err != nil {
+			return err
+		}
+		return cmd.onOpen(ctx, s, sub)
+	})
+}
+
+// aim checks the flags and has every connection log in as its own user.
+func (p *pushing) aim(s *session, sub *subject) error {
+	switch {
+	case p.Publishers < 1 || p.PushRate < 0 || p.Batch < 0 || p.Duration <= 0 || p.Wait < 0:
+		return usagef("--publishers must be at least 1, --duration more than 0, --push-rate, --batch and --wait not negative")
+	case p.Size < minPayload || p.Size > 1<<20:
+		return usagef("--size must be %d to %d bytes", minPayload, 1<<20)
+	case p.PushRate > 0 && p.PushRate*p.Duration.Seconds() > maxPushes:
+		return usagef("--push-rate and --duration make more than %s pushes", thousands(maxPushes))
+	}
+	p.Wait = patience(p.Wait, s.N)
+	p.Publishers = min(p.Publishers, s.N)
+	sub.URL, p.User = withUser(sub.URL, p.User)
+	if !strings.Contains(p.User, "{n}") {
+		return usagef("the user %q is the same on every connection: it needs {n}, the number of the connection", p.User)
+	}
+	_, err := p.to(s.AllowRemote)
+	return err
+}
+
+// withUser has the connections of a URL log in as user, unless the URL does
+// that itself, and returns the user that counts.
+func withUser(raw, user string) (string, string) {
+	base, query, _ := strings.Cut(raw, "?")
+	for pair := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		if name == "user" {
+			if plain, err := url.QueryUnescape(value); err == nil {
+				value = plain
+			}
+			return raw, value
+		}
+		if name == "token" {
+			return raw, user
+		}
+	}
+	escaped := strings.NewReplacer("%7Bn%7D", "{n}").Replace(url.QueryEscape(user))
+	return base + "?" + strings.TrimPrefix(query+"&user="+escaped, "&"), user
+}
+
+// to returns where pushes are posted.
+func (p *pushing) to(remote bool) (*url.URL, error) {
+	if p.Batch > 0 {
+		return postTo(p.at("/api/batch"), remote)
+	}
+	return postTo(p.at("/api/push"), remote)
+}
+
+// onOpen pushes to connections that are open.
+func (cmd *pushCmd) onOpen(ctx context.Context, s *session, sub *subject) error {
+	posters, err := cmd.connect(ctx, s)
+	defer func() {
+		for _, to := range posters {
+			to.close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	sub.cpu = nil
+	before, _, err := sub.fresh()
+	if err != nil {
+		return err
+	}
+	own, all := before.SelfC+ownCPU(), newPushed()
+	for r := 0; r < cmd.Rounds && err == nil && ctx.Err() == nil; r++ {
+		err = cmd.round(ctx, s, sub, r, posters, all)
+	}
+	return errors.Join(err, all.conclude(s, sub, own))
+}
+
+// connect opens the connections of the publishers.
+func (p *pushing) connect(ctx context.Context, s *session) (posters []*poster, err error) {
+	to, err := p.to(s.AllowRemote)
+	if err != nil {
+		return nil, err
+	}
+	format := "application/json"
+	if p.Batch > 0 {
+		format = "application/x-ndjson"
+	}
+	for range p.Publishers {
+		one, err := newPoster(ctx, to, p.APIKey, format, s.Insecure)
+		if err != nil {
+			return posters, fmt.Errorf("the API at %s cannot be reached, see --api: %w", to.Host, err)
+		}
+		posters = append(posters, one)
+	}
+	return posters, nil
+}
+
+// round pushes for the duration and waits for what was promised.
+func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, posters []*poster, all *pushed) error {
+	v, err := cmd.volley(s.N)
+	if err != nil {
+		return err
+	}
+	if _, err := sub.fleet.do(ctx, func(int) order { return order{Do: doPushes, Run: v.run} }); err != nil {
+		return err
+	}
+	before, want := sub.fleet.now().Delivered, -1
+	if v.every > 0 {
+		want = v.requests * v.batch
+	}
+	defer s.watch(sub, fmt.Sprintf("push, round %d of %d", r+1, cmd.Rounds), want, func(c *counts) int { return int(c.Delivered - before) })()
+	spent, own := sub.meter(), ownCPU()
+	fates := v.fly(ctx, posters)
+	busy := (ownCPU() - own).Seconds() / v.seconds / s.generatorCPUs()
+	_, err = sub.await(ctx, fates, cmd.Wait)
+	sub.spend(spent(), uint64(v.sent))
+	if err != nil {
+		return err
+	}
+	time.Sleep(lull)
+	f, err := sub.compare(fates)
+	if err != nil {
+		return err
+	}
+	v.promised, v.missing, v.untrue = f.promised, f.missing, v.untrue+f.denied
+	all.add(&v.pushed)
+	sub.sum.Busy = max(sub.sum.Busy, busy)
+	return sub.alive()
+}
+
+// lull is how long a round waits for what must not come.
+const lull = 250 * time.Millisecond
+
+// volley returns a round that begins when it flies.
+func (p *pushing) volley(users int) (*volley, error) {
+	name, err := json.Marshal(p.User)
+	if err != nil {
+		return nil, err
+	}
+	v := &volley{
+		run: newRun(), users: users, user: strings.Split(string(name), "{n}"), lines: p.Batch > 0, batch: max(1, p.Batch), size: p.Size,
+		duration: p.Duration, pushed: *newPushed(),
+	}
+	if p.PushRate > 0 {
+		v.every = 1e9 * float64(v.batch) / p.PushRate
+		v.requests = max(1, int(p.PushRate*p.Duration.Seconds())/v.batch)
+	}
+	return v, nil
+}
+
+// ownCPU returns the CPU time that this process has used.
+func ownCPU() time.Duration {
+	var usage unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &usage) // its arguments are right
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+// generatorCPUs returns how many CPUs the generator may use.
+func (s *session) generatorCPUs() float64 {
+	if s.GenCPU >= 0 {
+		return 1
+	}
+	return float64(runtime.NumCPU())
+}
+
+// found is what receipts come to when they are held against what came.
+type found struct {
+	promised int // pushes that must come
+	missing  int // of these
+	denied   int // pushes that came and must not
+}
+
+// compare holds the fates of the pushes, by publisher, against what came.
+func (sub *subject) compare(fates [][]fate) (f found, err error) {
+	tallies, err := sub.fleet.do(context.Background(), func(int) order { return order{Do: doCame} })
+	if err != nil {
+		return f, err
+	}
+	for p, list := range fates {
+		for x, fate := range list {
+			number := x*len(fates) + p + 1
+			came := slices.ContainsFunc(tallies, func(t tally) bool { return has(t.Came, number) })
+			switch {
+			case fate == promised && !came:
+				f.missing++
+			case fate == denied && came:
+				f.denied++
+			}
+			if fate == promised {
+				f.promised++
+			}
+		}
+	}
+	return f, nil
+}
+
+// await waits until everything that was promised has come; after an
+// interruption, for a second.
+func (sub *subject) await(ctx context.Context, fates [][]fate, limit time.Duration) (f found, err error) {
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		if ctx.Err() != nil {
+			limit = min(limit, time.Second)
+		}
+		f, err = sub.compare(fates)
+		if err != nil || f.missing == 0 || time.Since(began) > limit || sub.fleet.now().Open == 0 {
+			return f, err
+		}
+	}
+}
+
+// conclude notes what the rounds added up to. own is the CPU time that the
+// generator had used before.
+func (all *pushed) conclude(s *session, sub *subject, own time.Duration) error {
+	if _, _, err := sub.count(); err != nil {
+		return err
+	}
+	c := &sub.sum
+	sub.put("pushes", float64(all.sent))
+	for key, n := range map[string]int{
+		"receipt_written": all.written, "receipt_queued": all.queued, "receipt_dropped": all.dropped, "receipt_failed": all.failed,
+		"receipt_false": all.untrue, "expected": all.promised, "missing": all.missing,
+	} {
+		sub.put(key, float64(n))
+	}
+	for key, n := range map[string]uint64{"delivered": c.Delivered, "doubled": c.Doubled, "misordered": c.Misordered, "foreign": c.Foreign} {
+		sub.put(key, float64(n))
+	}
+	sub.Refused = addReasons(sub.Refused, all.reasons)
+	if all.seconds > 0 {
+		sub.put("pushes_per_s", float64(all.sent-all.failed)/all.seconds)
+	}
+	sub.putHist("http", all.http)
+	sub.putHist(histPush, sub.sums[histPush])
+	sub.putCPU("cpu_us_per_push")
+	sub.put("generator_cpu_us", float64((c.SelfC+ownCPU()-own).Microseconds())/float64(max(1, all.sent)))
+	if late := all.lag; late.TotalCount() > 0 {
+		sub.sums[histLag] = late
+	}
+	if share := float64(all.held) / float64(max(1, all.posted)); share > 0.01 {
+		s.report.note("%s: %.0f %% of the requests were due while their connection still waited for an answer; more --publishers send them when they are due", sub.Name, 100*share)
+	}
+	return nil
+}
+
+// pushVerdict says what is wrong with what became of the pushes.
+func (sub *subject) pushVerdict() error {
+	var wrong []string
+	for _, w := range []struct{ key, text string }{
+		{"receipt_failed", "failed"},
+		{"missing", "missing"},
+		{"doubled", "doubled"},
+		{"misordered", "out of order"},
+		{"foreign", "foreign"},
+		{"receipt_false", "receipts false"},
+	} {
+		if n := sub.Values[w.key]; n > 0 {
+			wrong = append(wrong, w.text+" "+thousands(n))
+		}
+	}
+	if wrong == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: of %s pushes %s", sub.Name, thousands(sub.Values["pushes"]), strings.Join(wrong, ", "))
+}
