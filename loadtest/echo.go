@@ -18,13 +18,16 @@ type echoCmd struct {
 
 // talk are the flags of the connections that talk.
 type talk struct {
-	Active      int           `default:"100" help:"Connections that talk."`
-	MessageRate float64       `name:"message-rate" default:"1000" help:"Messages a second of all of them, sent when they are due whatever the server does; 0: each connection sends when it has its answer."`
+	Active      int           `placeholder:"N" help:"Connections that talk. Default: 100, or all if there are fewer."`
+	MessageRate float64       `name:"message-rate" placeholder:"PER-SECOND" default:"1000" help:"Messages a second of all of them, sent when they are due whatever the server does; 0: each connection sends when it has its answer."`
 	Duration    time.Duration `default:"10s" help:"Of one round."`
 	Message     string        `default:"{\"id\":1,\"ping\":{}}" help:"What is sent: a command that Tocsin answers; an echo server answers anything."`
 }
 
 func (t *talk) check(conns int) error {
+	if t.Active == 0 {
+		t.Active = min(100, conns)
+	}
 	switch {
 	case t.Active < 1 || t.Active > conns:
 		return usagef("--active must be 1 to the number of connections, %d", conns)

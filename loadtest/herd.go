@@ -23,8 +23,8 @@ type herdCmd struct {
 
 // bystanders are the flags of those who stay while a herd comes back.
 type bystanders struct {
-	Live     int           `default:"100" help:"Connections that stay and talk all the time, where the generator does the dropping."`
-	LiveRate float64       `default:"200" help:"Messages a second of theirs."`
+	Live     int           `default:"-1" placeholder:"N" help:"Connections that stay and talk all the time, where the generator does the dropping. Default: 100, or all but one if there are fewer."`
+	LiveRate float64       `placeholder:"PER-SECOND" default:"200" help:"Messages a second of theirs."`
 	Message  string        `default:"{\"id\":1,\"ping\":{}}" help:"What they send."`
 	Patience time.Duration `help:"Who is not back by then stays away. Default: half a minute, and 2 ms a connection."`
 }
@@ -39,6 +39,9 @@ func (cmd *herdCmd) Run(ctx context.Context, std streams) error {
 }
 
 func (cmd *herdCmd) check() error {
+	if cmd.Live == -1 {
+		cmd.Live = min(100, cmd.N-1)
+	}
 	if cmd.Live < 0 || cmd.Live >= cmd.N || cmd.LiveRate <= 0 || cmd.Patience < 0 {
 		return usagef("--live must be 0 to one less than the connections, --live-rate more than 0, --patience not negative")
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	_ "embed"
 	"fmt"
 	"html/template"
@@ -16,10 +15,6 @@ var page string
 
 // writeHTML writes the report as one file that needs no network.
 func (r *report) writeHTML(path string, plots []drawing) error {
-	var table bytes.Buffer
-	if err := r.writeTable(&table); err != nil {
-		return err
-	}
 	var drawn []template.HTML
 	for _, p := range plots {
 		_, svg, _ := strings.Cut(p.svg, "<svg") // without the XML prolog, which HTML does not have
@@ -35,9 +30,10 @@ func (r *report) writeHTML(path string, plots []drawing) error {
 	}
 	if err := t.Execute(f, struct {
 		*report
-		Table string
-		Plots []template.HTML
-	}{r, table.String(), drawn}); err != nil {
+		Tables  [][][]string
+		Remarks []string
+		Plots   []template.HTML
+	}{r, r.tables(), r.remarks(), drawn}); err != nil {
 		f.Close()
 		return fmt.Errorf("report %s: %w", path, err)
 	}

@@ -27,7 +27,7 @@ func (r *report) writeMarkdown(path string, plots []drawing, prefix string) erro
 	if r.Error != "" {
 		fmt.Fprintf(&b, "\n**It failed: %s**\n", escape(r.Error))
 	}
-	for _, rows := range [][][]string{r.stageRows(), r.figureRows()} {
+	for _, rows := range r.tables() {
 		for k, row := range rows {
 			if k == 0 {
 				b.WriteString("\n")

@@ -70,7 +70,19 @@ func (r *report) plots() (list []drawing, err error) {
 func drawSVG(p *plot.Plot) (string, error) {
 	const width, height = 7 * vg.Inch, 3 * vg.Inch
 	c := vgsvg.New(width, height)
-	p.Draw(draw.New(c))
+	canvas := draw.New(c)
+	canvas.SetColor(color.White)
+	canvas.Fill(canvas.Path())
+	// The legend stands beside the title, where no line of the grid runs, and
+	// to the left, where a word follows its line: whatever font a browser
+	// takes, and however wide, the word is not struck through.
+	legend := p.Legend
+	legend.Top, legend.Left = true, true
+	p.Legend = plot.NewLegend()
+	p.Title.Padding = legend.Rectangle(canvas).Size().Y
+	const lastTick = 20 // half of a label may stand out
+	p.Draw(draw.Crop(canvas, 0, -vg.Points(lastTick), 0, 0))
+	legend.Draw(draw.Crop(canvas, vg.Points(40), 0, 0, 0))
 	var b strings.Builder
 	_, err := c.WriteTo(&b)
 	return b.String(), err
@@ -96,7 +108,6 @@ func (r *report) curve(key string) (*plot.Plot, error) {
 	p, used := plot.New(), false
 	p.Y.Label.Text, p.X.Label.Text = "ms", "percentile"
 	p.Add(plotter.NewGrid())
-	p.Legend.Top, p.Legend.Left = true, true
 	p.X.Tick.Marker = plot.ConstantTicks{
 		{Value: 0, Label: "0"},
 		{Value: math.Log10(2), Label: "50"},
@@ -119,7 +130,7 @@ func (r *report) curve(key string) (*plot.Plot, error) {
 	if !used {
 		return nil, nil
 	}
-	p.Y.Min, p.Y.Max = 0, p.Y.Max*1.15 // room for the legend
+	p.Y.Min = 0
 	return p, nil
 }
 
@@ -141,7 +152,6 @@ func (r *report) overTime(unit string, value func(sample) float64) (*plot.Plot, 
 	p, used := plot.New(), false
 	p.Y.Label.Text, p.X.Label.Text = unit, "seconds"
 	p.Add(plotter.NewGrid())
-	p.Legend.XOffs, p.Legend.YOffs = -vg.Points(10), vg.Points(10)
 	for k, res := range r.Results {
 		var points plotter.XYs
 		var most float64

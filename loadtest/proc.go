@@ -162,12 +162,13 @@ type slabDelta struct {
 	Bytes   float64 `json:"bytes_per_connection"`
 }
 
-// growth lists the caches that grew by a byte a connection or more. That of
-// /proc is not the connections': it grows when somebody looks at descriptors.
+// growth lists the caches that grew by a byte a connection or more, and by an
+// object for every hundred: others hold nothing of the connections'. Nor does
+// that of /proc, which grows when somebody looks at descriptors.
 func growth(before, after map[string]slab, n int) (deltas []slabDelta) {
 	for name, a := range after {
 		d := slabDelta{name, float64(a.Objects-before[name].Objects) / float64(n), float64(a.Bytes-before[name].Bytes) / float64(n)}
-		if d.Bytes >= 1 && name != "proc_inode_cache" {
+		if d.Bytes >= 1 && d.Objects >= 0.01 && name != "proc_inode_cache" {
 			deltas = append(deltas, d)
 		}
 	}

@@ -41,20 +41,25 @@ func (p *progress) begin(what string, total int) {
 		return
 	}
 	p.bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(p.w), progressbar.OptionSetDescription(what),
-		progressbar.OptionSetWidth(24), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
-		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
+		progressbar.OptionSetWidth(24), progressbar.OptionSetPredictTime(false), progressbar.OptionSetElapsedTime(false),
+		progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
 }
 
 // at tells how far the phase is; text says more.
 func (p *progress) at(n int, text string) {
 	switch {
 	case p.bar != nil:
-		p.bar.Describe(p.what + " (" + text + ")")
 		_ = p.bar.Set(n) // over the total is no harm
+		p.bar.Describe(p.line(n, text))
 	case p.what != "" && time.Now().After(p.next):
-		fmt.Fprintf(p.w, "%s: %s%s, %s\n", p.what, thousands(float64(n)), p.outlook(n), text)
+		fmt.Fprintln(p.w, p.line(n, text))
 		p.next = time.Now().Add(min(max(lineEvery, time.Since(p.began)/20), 30*time.Second))
 	}
+}
+
+// line says how far the phase is.
+func (p *progress) line(n int, text string) string {
+	return fmt.Sprintf("%s: %s%s (%s)", p.what, thousands(float64(n)), p.outlook(n), text)
 }
 
 // outlook tells how far n is, and how long the rest takes at the speed so far.
@@ -63,7 +68,11 @@ func (p *progress) outlook(n int) string {
 		return ""
 	}
 	left := time.Duration(float64(time.Since(p.began)) * float64(p.total-n) / float64(n))
-	return fmt.Sprintf(" of %s, about %s left", thousands(float64(p.total)), left.Round(time.Second))
+	of := " of " + thousands(float64(p.total))
+	if left < time.Second {
+		return of
+	}
+	return of + fmt.Sprintf(", about %s left", left.Round(time.Second))
 }
 
 // end finishes a phase.

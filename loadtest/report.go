@@ -20,92 +20,111 @@ import (
 // it.
 type figure struct {
 	key, label, unit string
-	ratio            bool // worth telling as a multiple of the floor's
+	ratio            ratio
 }
+
+// ratio says when a figure is told as a multiple of the floor's, which does
+// the least work that is possible, and so has the least CPU time. Its
+// latencies and rates are no such bound: they are the whole machine's.
+type ratio uint8
+
+const (
+	noRatio     ratio = iota
+	pinnedRatio       // where server and floor were bound to the same CPU
+	cpuRatio          // always
+)
 
 // figures are all there are, in the order of the report.
 var figures = slices.Concat(
 	[]figure{
-		{"connections", "connections open", "", false},
-		{"failed", "handshakes failed", "", false},
-		{"lost", "connections lost", "", false},
-		{"pings", "heartbeats answered", "", false},
-		{"connect_s", "time to open them", "s", false},
-		{"connects_per_s", "connects a second", "", false},
+		{"connections", "connections open", "", noRatio},
+		{"failed", "handshakes failed", "", noRatio},
+		{"lost", "connections lost", "", noRatio},
+		{"pings", "heartbeats answered", "", noRatio},
+		{"connect_s", "time to open them", "s", noRatio},
+		{"connects_per_s", "connects a second", "", noRatio},
 	},
 	percentileFigures("handshake", "handshake"),
 	[]figure{
-		{"cpu_us_per_connect", "server CPU a connect", "µs", true},
-		{"rounds", "messages published", "", false},
-		{"pushes", "pushes", "", false},
-		{"pushes_per_s", "pushes a second", "", false},
-		{"receipt_written", "receipts: written", "", false},
-		{"receipt_queued", "receipts: queued", "", false},
-		{"receipt_dropped", "receipts: dropped", "", false},
-		{"receipt_failed", "receipts: failed", "", false},
-		{"receipt_false", "receipts: false", "", false},
-		{"expected", "deliveries expected", "", false},
-		{"delivered", "delivered", "", false},
-		{"missing", "missing", "", false},
-		{"doubled", "doubled", "", false},
-		{"misordered", "out of order", "", false},
-		{"foreign", "foreign: came to another user", "", false},
-		{"late", "late", "", false},
+		{"cpu_us_per_connect", "server CPU a connect", "µs", cpuRatio},
+		{"rounds", "messages published", "", noRatio},
+		{"pushes", "pushes", "", noRatio},
+		{"pushes_per_s", "pushes a second", "", noRatio},
+		{"receipt_written", "receipts: written", "", noRatio},
+		{"receipt_queued", "receipts: queued", "", noRatio},
+		{"receipt_dropped", "receipts: dropped", "", noRatio},
+		{"receipt_failed", "receipts: failed", "", noRatio},
+		{"receipt_false", "receipts: false", "", noRatio},
+		{"expected", "deliveries expected", "", noRatio},
+		{"delivered", "delivered", "", noRatio},
+		{"missing", "missing", "", noRatio},
+		{"doubled", "doubled", "", noRatio},
+		{"misordered", "out of order", "", noRatio},
+		{"foreign", "foreign: came to another user", "", noRatio},
+		{"late", "late", "", noRatio},
 	},
 	percentileFigures("delivery", "publish to delivery"),
 	percentileFigures("http", "push to receipt, over HTTP"),
 	percentileFigures(histPush, "push to client"),
 	percentileFigures("fanout", "publish to last delivery"),
 	[]figure{
-		{"cpu_us_per_push", "server CPU a push", "µs", false},
-		{"deliveries_per_s", "deliveries a second", "", true},
-		{"cpu_us_per_delivery", "server CPU a delivery", "µs", true},
-		{"active", "connections that talk", "", false},
-		{"sent", "messages sent", "", false},
-		{"replies", "replies", "", false},
-		{"unanswered", "unanswered", "", false},
-		{"messages_per_s", "replies a second", "", true},
+		{"cpu_us_per_push", "server CPU a push", "µs", noRatio},
+		{"deliveries_per_s", "deliveries a second", "", pinnedRatio},
+		{"cpu_us_per_delivery", "server CPU a delivery", "µs", cpuRatio},
+		{"active", "connections that talk", "", noRatio},
+		{"sent", "messages sent", "", noRatio},
+		{"replies", "replies", "", noRatio},
+		{"unanswered", "unanswered", "", noRatio},
+		{"messages_per_s", "replies a second", "", pinnedRatio},
 	},
 	percentileFigures("echo", "send to reply"),
 	[]figure{
-		{"cpu_us_per_message", "server CPU a message", "µs", true},
-		{"dropped", "connections dropped", "", false},
-		{"back", "connections back", "", false},
-		{"back_s", "time until all are back", "s", true},
-		{"attempts", "attempts to come back", "", true},
-		{"goodbyes", "goodbyes received", "", false},
-		{"cpu_us_per_return", "server CPU a connection that comes back", "µs", true},
+		{"cpu_us_per_message", "server CPU a message", "µs", cpuRatio},
+		{"dropped", "connections dropped", "", noRatio},
+		{"back", "connections back", "", noRatio},
+		{"back_s", "time until all are back", "s", pinnedRatio},
+		{"attempts", "attempts to come back", "", noRatio},
+		{"goodbyes", "goodbyes received", "", noRatio},
+		{"cpu_us_per_return", "server CPU a connection that comes back", "µs", cpuRatio},
 	},
 	percentileFigures("outage", "drop to back"),
 	percentileFigures("before", "live clients before: send to reply"),
 	percentileFigures("meanwhile", "live clients meanwhile: send to reply"),
 	[]figure{
-		{"idle_cpu_percent", "server CPU while idle", "%", false},
-		{"gc_pause_max_ms", "server's longest GC pause", "ms", false},
-		{"hold_bytes", "server memory after the hold, resident", "B", false},
-		{"resident_bytes", "server memory, resident", "B", false},
-		{"peak_bytes", "server memory, resident, at its most", "B", false},
-		{"proportional_bytes", "server memory, proportional", "B", false},
-		{"threads", "server threads", "", false},
-		{"user_bytes_per_connection", "memory a connection: user space", "B", false},
-		{"kernel_bytes_per_connection", "memory a connection: kernel, both ends", "B", false},
-		{"kernel_server_bytes_per_connection", "memory a connection: kernel, server side (estimate)", "B", false},
-		{"generator_cpu_us", "generator CPU for each of them", "µs", false},
-		{"generator_bytes_per_connection", "generator memory a connection", "B", false},
-		{"generator_busy_percent", "generator busy", "%", false},
+		{"idle_cpu_percent", "server CPU while idle", "%", noRatio},
+		{"gc_pause_max_ms", "server's longest GC pause", "ms", noRatio},
+		{"hold_bytes", "server memory after the hold, resident", "MiB", noRatio},
+		{"resident_bytes", "server memory, resident", "MiB", noRatio},
+		{"peak_bytes", "server memory, resident, at its most", "MiB", noRatio},
+		{"proportional_bytes", "server memory, proportional", "MiB", noRatio},
+		{"threads", "server threads", "", noRatio},
+		{"user_bytes_per_connection", "memory a connection: user space", "B", noRatio},
+		{"kernel_bytes_per_connection", "memory a connection: kernel, both ends", "B", noRatio},
+		{"kernel_server_bytes_per_connection", "memory a connection: kernel, server side (estimate)", "B", noRatio},
+		{"generator_cpu_us", "generator CPU for each of them", "µs", noRatio},
+		{"generator_bytes_per_connection", "generator memory a connection", "B", noRatio},
+		{"generator_busy_percent", "generator busy", "%", noRatio},
 	},
 )
 
+// percentiles are told of samples that can carry them: above the 99th of
+// fewer than a hundred there is nothing.
 var percentiles = []struct {
 	key, label string
 	at         float64
+	least      int64 // samples
 }{
-	{"p50", "median", 50}, {"p90", "90 %", 90}, {"p99", "99 %", 99}, {"p999", "99.9 %", 99.9}, {"max", "longest", 100},
+	{"min", "shortest", 0, 1},
+	{"p50", "median", 50, 1},
+	{"p90", "90 %", 90, 10},
+	{"p99", "99 %", 99, 100},
+	{"p999", "99.9 %", 99.9, 1000},
+	{"max", "longest", 100, 1},
 }
 
 func percentileFigures(key, label string) (list []figure) {
 	for _, p := range percentiles {
-		list = append(list, figure{key + "_" + p.key + "_ms", label + ", " + p.label, "ms", true})
+		list = append(list, figure{key + "_" + p.key + "_ms", label + ", " + p.label, "ms", pinnedRatio})
 	}
 	return list
 }
@@ -140,7 +159,9 @@ func (r *result) putHist(key string, h *hdrhistogram.Histogram) {
 	}
 	r.hists[key] = h
 	for _, p := range percentiles {
-		r.put(key+"_"+p.key+"_ms", float64(h.ValueAtQuantile(p.at))/1e6)
+		if h.TotalCount() >= p.least {
+			r.put(key+"_"+p.key+"_ms", float64(h.ValueAtQuantile(p.at))/1e6)
+		}
 	}
 }
 
@@ -157,6 +178,8 @@ type report struct {
 	Notes       []string  `json:"notes,omitempty"`
 	Interrupted bool      `json:"interrupted,omitempty"`
 	Error       string    `json:"error,omitempty"`
+
+	pinned bool // server and floor had the same CPU to themselves
 }
 
 func (r *report) note(format string, args ...any) {
@@ -167,7 +190,7 @@ func (r *report) note(format string, args ...any) {
 
 // ratio returns the first result's figure as a multiple of the floor's.
 func (r *report) ratio(f figure) (float64, bool) {
-	if len(r.Results) < 2 || !f.ratio {
+	if len(r.Results) < 2 || f.ratio == noRatio || f.ratio == pinnedRatio && !r.pinned {
 		return 0, false
 	}
 	a, ok := r.Results[0].Values[f.key]
@@ -271,10 +294,18 @@ func (r *report) remarks() (lines []string) {
 	return lines
 }
 
+// tables are the stages, if there are some, and the figures.
+func (r *report) tables() (list [][][]string) {
+	if rows := r.stageRows(); rows != nil {
+		list = append(list, rows)
+	}
+	return append(list, r.figureRows())
+}
+
 // writeTable writes the report for people.
 func (r *report) writeTable(w io.Writer) error {
 	fmt.Fprintf(w, "loadtest %s, %s, %s\n", r.Scenario, r.Machine, r.Started.Format(time.DateTime))
-	for _, rows := range [][][]string{r.stageRows(), r.figureRows()} {
+	for _, rows := range r.tables() {
 		t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight) // the padded first column stands to the left
 		for _, row := range rows {
 			fmt.Fprintf(t, "%-52s\t%s\t\n", row[0], strings.Join(row[1:], "\t"))
@@ -289,14 +320,21 @@ func (r *report) writeTable(w io.Writer) error {
 	return nil
 }
 
+// cell writes a figure. One in MiB is given in bytes.
 func cell(v float64, unit string, ok bool) string {
 	switch {
 	case !ok:
 		return ""
 	case unit == "":
 		return thousands(v)
+	case unit == "B" && v < 0:
+		return "within noise" // memory of before the first connection was given back
 	case unit == "B":
 		return thousands(v) + " B"
+	case unit == "MiB" && v < 100<<20:
+		return fmt.Sprintf("%.1f MiB", v/(1<<20))
+	case unit == "MiB":
+		return thousands(v/(1<<20)) + " MiB"
 	case unit == "%":
 		return fmt.Sprintf("%.1f %%", v)
 	}

@@ -20,16 +20,16 @@ type common struct {
 	URL         string        `default:"ws://127.0.0.1:8080/ws" help:"WebSocket to connect to, ws:// or wss://; {n} in it stands for the number of the connection, from 0."`
 	Servers     []string      `placeholder:"HOST:PORT" help:"Spread the connections over these servers instead of the URL's host."`
 	N           int           `name:"n" short:"n" default:"1000" help:"Connections."`
-	Rate        float64       `help:"Connects a second; 0 is as fast as --concurrency allows."`
+	Rate        float64       `placeholder:"PER-SECOND" help:"Connects a second; 0 is as fast as --concurrency allows."`
 	Concurrency int           `default:"100" help:"Handshakes at once."`
 	Timeout     time.Duration `default:"30s" help:"Of one handshake."`
 	Header      []string      `sep:"none" placeholder:"NAME:VALUE" help:"Send this header with every handshake; {n} as in the URL."`
 	Source      []string      `placeholder:"IP" help:"Connect from these addresses. Towards 127.0.0.0/8 it takes as many of that as the ports make necessary."`
-	Procs       int           `help:"Generator processes; at least what the descriptor limit makes necessary."`
+	Procs       int           `placeholder:"N" help:"Generator processes; at least what the descriptor limit makes necessary."`
 	Insecure    bool          `help:"Take any certificate of a wss:// server. SSL_CERT_FILE in the environment adds authorities instead."`
 	AllowRemote bool          `help:"Allow servers that are not on this machine."`
 	Pid         []int         `help:"Process of the server, to tell its CPU and memory; of all --servers, their sum."`
-	Floor       bool          `help:"Measure a bare loop of system calls beside the server, in turns, and tell the ratio."`
+	Floor       bool          `help:"Measure a bare loop of system calls beside the server, in turns, and tell the ratio of their CPU time; of times and rates too if --pid and --server-cpu bind both to a CPU."`
 	ServerCPU   int           `default:"-1" placeholder:"CPU" help:"Bind the server (--pid) and the floor to this CPU. A Go server then wants GOMAXPROCS=2 in its environment."`
 	GenCPU      int           `name:"generator-cpu" default:"-1" placeholder:"CPU" help:"Bind the generator to this CPU."`
 	output
@@ -142,6 +142,7 @@ func (s *session) setUp(ctx context.Context, prepare func(*session, *subject) er
 	}
 	server := &subject{result: newResult("server", s.URL), pids: s.Pid}
 	s.subjects = []*subject{server}
+	s.report.pinned = s.ServerCPU >= 0 && len(s.Pid) > 0
 	if prepare != nil {
 		if err := prepare(s, server); err != nil {
 			return err

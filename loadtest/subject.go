@@ -236,12 +236,21 @@ func (s *session) closing(sub *subject) {
 	s.saturation(sub, busy, sub.sums[histLag])
 }
 
-// saturation says so when the generator was what held things up.
+// saturation says so when the generator was what held things up: it was
+// saturated if it was busy, and late if it was not and sent too late all the
+// same.
 func (s *session) saturation(sub *subject, busy float64, lag *hdrhistogram.Histogram) {
 	sub.put("generator_busy_percent", 100*busy)
-	if lag != nil && lag.ValueAtQuantile(99) > int64(time.Millisecond) {
-		s.report.note("%s: generator saturated: 1 %% of its messages left more than %.1f ms late", sub.Name, float64(lag.ValueAtQuantile(99))/1e6)
-	} else if busy > 0.95 {
-		s.report.note("%s: generator saturated: its loop was busy %.0f %% of the time, so that latencies and rates are its own as well", sub.Name, 100*busy)
+	behind := ""
+	if lag != nil && lag.TotalCount() >= 100 && lag.ValueAtQuantile(99) > int64(time.Millisecond) {
+		behind = fmt.Sprintf("1 %% of its messages left more than %.1f ms late", float64(lag.ValueAtQuantile(99))/1e6)
+	}
+	switch {
+	case busy > 0.95 && behind != "":
+		s.report.note("%s: generator saturated: it was busy %.0f %% of the time, and %s", sub.Name, 100*busy, behind)
+	case busy > 0.95:
+		s.report.note("%s: generator saturated: it was busy %.0f %% of the time, so that latencies and rates are its own as well", sub.Name, 100*busy)
+	case behind != "":
+		s.report.note("%s: generator late: %s, although it was busy only %.0f %% of the time: it was not given a CPU in time", sub.Name, behind, 100*busy)
 	}
 }

@@ -84,8 +84,6 @@ func (t *echo) share(i int) uint32 {
 func (t *echo) say(e *engine, i int, c *conn) {
 	if t.rate == 0 {
 		c.at = nanos()
-	} else {
-		e.record(histLag, nanos()-t.planned(i, c.sent))
 	}
 	if errno := e.send(c, t.frame); errno != 0 {
 		e.lose(i, c, errnoName(errno))
@@ -113,6 +111,7 @@ func (e *engine) sendDue() {
 	for due := uint64(float64(now-t.start)*t.rate/1e9) + 1; t.next < due; t.next++ {
 		i := int(t.next % uint64(t.active))
 		if c := &e.conns[i]; c.free() {
+			e.record(histLag, nanos()-t.planned(i, c.sent)) // what a full socket holds back is the server's
 			t.say(e, i, c)
 		}
 	}
