@@ -11,7 +11,9 @@
 // The program coordinates; the sockets are held by worker processes that it
 // starts, and that speak JSON lines with it (order.go). A worker is one epoll
 // loop: engine.go, then in the order of a connection's life dial.go, tls.go
-// where the server speaks it, read.go, deliver.go, talk.go, return.go.
+// where the server speaks it, read.go, deliver.go, unicast.go, talk.go,
+// return.go. Pushes to single users are sent by the program itself: push.go,
+// volley.go, post.go.
 package main
 
 import (

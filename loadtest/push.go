@@ -167,9 +167,8 @@ func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, 
 		want = v.requests * v.batch
 	}
 	defer s.watch(sub, fmt.Sprintf("push, round %d of %d", r+1, cmd.Rounds), want, func(c *counts) int { return int(c.Delivered - before) })()
-	spent, own := sub.meter(), ownCPU()
+	spent := sub.meter()
 	fates := v.fly(ctx, posters)
-	busy := (ownCPU() - own).Seconds() / v.seconds / s.generatorCPUs()
 	_, err = sub.await(ctx, fates, cmd.Wait)
 	sub.spend(spent(), uint64(v.sent))
 	if err != nil {
@@ -182,7 +181,6 @@ func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, 
 	}
 	v.promised, v.missing, v.untrue = f.promised, f.missing, v.untrue+f.denied
 	all.add(&v.pushed)
-	sub.sum.Busy = max(sub.sum.Busy, busy)
 	return sub.alive()
 }
 
@@ -284,13 +282,15 @@ func (all *pushed) conclude(s *session, sub *subject, own time.Duration) error {
 		sub.put(key, float64(n))
 	}
 	sub.Refused = addReasons(sub.Refused, all.reasons)
-	if all.seconds > 0 {
-		sub.put("pushes_per_s", float64(all.sent-all.failed)/all.seconds)
-	}
 	sub.putHist("http", all.http)
 	sub.putHist(histPush, sub.sums[histPush])
 	sub.putCPU("cpu_us_per_push")
-	sub.put("generator_cpu_us", float64((c.SelfC+ownCPU()-own).Microseconds())/float64(max(1, all.sent)))
+	used := c.SelfC + ownCPU() - own // by the workers, and by the publishers here
+	sub.put("generator_cpu_us", float64(used.Microseconds())/float64(max(1, all.sent)))
+	if all.seconds > 0 {
+		sub.put("pushes_per_s", float64(all.sent-all.failed)/all.seconds)
+		c.Busy = max(c.Busy, used.Seconds()/all.seconds/s.generatorCPUs())
+	}
 	if late := all.lag; late.TotalCount() > 0 {
 		sub.sums[histLag] = late
 	}

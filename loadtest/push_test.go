@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -126,6 +127,26 @@ func TestPush(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPushInterrupted ends a run early; what was measured is told, and nothing
+// is missing.
+func TestPushInterrupted(t *testing.T) {
+	f := newFake(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	f.push = func(c *fakeConn, n int, data []byte) answer {
+		if n == 20 {
+			cancel()
+		}
+		c.say(data)
+		return answer{Status: 200, Written: 1}
+	}
+	o := loadtestUntil(ctx, t, "push", "--url", f.url, "--api", f.trigger, "-n", "5", "--push-rate", "100", "--duration", "1h")
+	sent := o.value(t, "pushes")
+	if sent < 20 || !strings.Contains(o.out, `"interrupted": true`) {
+		t.Errorf("no report of what was measured: %s", o.out)
+	}
+	o.want(t, map[string]float64{"delivered": sent, "missing": 0, "receipt_failed": 0})
 }
 
 // TestPushIsMeasuredFromWhenItWasDue has the API stand still for 400 ms: the

@@ -20,7 +20,7 @@ const maxPushes = 1 << 30
 
 // A push holds, anywhere, and so that JSON has nothing to escape in it:
 // ~run.number.connection.nanoseconds~ where the connection is the one it is
-// for, and the time that at which it was due.
+// for, and the time when it was due.
 func appendPushStamp(dst []byte, run string, number, to int, due int64) []byte {
 	dst = append(append(append(dst, '~'), run...), '.')
 	dst = append(strconv.AppendInt(dst, int64(number), 10), '.')
