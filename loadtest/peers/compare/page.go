@@ -62,15 +62,16 @@ func (m measurements) add(name, scenario string, r *report) {
 	}
 }
 
-// How much worse than its median over all runs the bare loop may do in a run
-// before the machine counts as disturbed in it.
+// By what factor the bare loop of a run may be off its median over all runs
+// before the run counts as disturbed.
 const (
-	worseCPU = 1.10
-	worse    = 1.50 // of times and rates, which vary more
+	offCPU = 1.10
+	off    = 1.50 // of times and rates, which vary more
 )
 
-// disturbed tells whether something else had the machine in a run: the bare
-// loop, which is the same in all, did worse than usual.
+// disturbed tells whether the machine was another one in a run: the bare loop,
+// which is the same in all, took more than usual, or less, as it does per
+// message when it gets the CPU so late that many are there at once.
 func (m measurements) disturbed(r row, one measurement) bool {
 	if r.unit == "B" { // memory is what it is, however busy the machine
 		return false
@@ -79,14 +80,11 @@ func (m measurements) disturbed(r row, one measurement) bool {
 	for _, beside := range m[place{floor, r.scenario, r.key}] {
 		all = append(all, beside.value)
 	}
-	limit := worse
+	limit, usual := off, middle(all)
 	if r.unit == "µs" {
-		limit = worseCPU
+		limit = offCPU
 	}
-	if r.more {
-		return one.floor*limit < middle(all)
-	}
-	return one.floor > limit*middle(all)
+	return one.floor > limit*usual || usual > limit*one.floor
 }
 
 // undisturbed returns what was measured in the runs that were not disturbed,
@@ -218,8 +216,7 @@ func (p *page) table(b *strings.Builder) {
 		b.WriteString(" |\n")
 	}
 	if some || every {
-		fmt.Fprintf(b, "\nA run is disturbed when the bare loop beside it took %.0f %% more CPU time than its median, or did %.0f %% worse in a time or a rate.\n\n",
-			100*(worseCPU-1), 100*(worse-1))
+		fmt.Fprintf(b, "\nA run is disturbed when the bare loop beside it is off its median by a factor of more than %.2f in CPU time, or %.2f in a time or a rate.\n\n", offCPU, off)
 	}
 	if some {
 		b.WriteString("- ¹ Disturbed runs are left out.\n")
