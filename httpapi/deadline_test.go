@@ -66,7 +66,7 @@ var unsent = []struct {
 }
 
 // TestABodyThatNobodyWantsIsNotWaitedFor: the timeouts are hours, and all the
-// same each request is answered and its connection ends (docs/faults.md P3).
+// same each request is answered and its connection ends (docs/faults.md P3 and X3).
 func TestABodyThatNobodyWantsIsNotWaitedFor(t *testing.T) {
 	_, address := listening(t, Config{Keys: []string{"k"}, BodyTimeout: time.Hour, WriteTimeout: time.Hour, IdleTimeout: time.Hour})
 	conns := make([]net.Conn, full(220, 2000))

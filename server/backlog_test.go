@@ -4,6 +4,7 @@ package server
 
 import (
 	"bytes"
+	"net/http"
 	"strconv"
 	"strings"
 	"testing"
@@ -135,4 +136,37 @@ func TestCommandsBehindAHookAreCopiedOnce(t *testing.T) {
 	if seen != frames || s.slot(p).ext != nil {
 		t.Errorf("%d of %d messages were handled", seen, frames)
 	}
+}
+
+// An Auth that does not return costs its own connection, which is told in
+// time; what it says later is for nobody, whoever has the descriptor by then
+// (docs/faults.md A5 and A11).
+func TestAuthThatHangsIsTimedOut(t *testing.T) {
+	asked := 0
+	s := newSim(t, 1, Config{Auth: func(r *http.Request) (string, error) {
+		asked++
+		return "ann", nil
+	}})
+	s.holdHooks()
+	p := s.open()
+	p.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
+	s.run()
+	s.sweep(s.srv.cfg.AuthTimeout - stampUnit)
+	if p.gone || len(p.out) > 0 {
+		t.Fatalf("ended before its time: %q", p.out)
+	}
+	s.sweep(stampUnit)
+	if !p.gone || !bytes.HasPrefix(p.out, []byte("HTTP/1.1 503 ")) {
+		t.Fatalf("after auth-timeout: gone %v, %q", p.gone, p.out)
+	}
+	next := s.open() // has the descriptor
+	s.runHooks()
+	s.run()
+	if next.fd != p.fd || len(next.out) > 0 || s.slot(next).state != stateHead || s.srv.Stats().Users != 0 {
+		t.Errorf("descriptor %d after %d: state %d, %q", next.fd, p.fd, s.slot(next).state, next.out)
+	}
+	if asked > 1 {
+		t.Errorf("Auth was asked %d times", asked)
+	}
+	s.check()
 }

@@ -153,13 +153,13 @@ func TestBatchLargerThanTheBudget(t *testing.T) {
 	}
 	// So do many at the same time, which together are far over it.
 	var wg sync.WaitGroup
-	for range 10 {
+	for batch := range 10 {
 		wg.Go(func() {
 			items := make([]server.BatchItem, n/10)
 			for i := range items {
 				items[i] = push(fmt.Sprintf("u%d", i%users), data, server.WaitNone)
 				if i%7 == 0 {
-					items[i].Message.IdempotencyKey = fmt.Sprintf("%p %d", items, i)
+					items[i].Message.IdempotencyKey = fmt.Sprintf("batch %d item %d", batch, i)
 				}
 			}
 			for i, r := range srv.Batch(t.Context(), items) {

@@ -284,7 +284,7 @@ func TestDrainLetsMessagesOut(t *testing.T) {
 }
 
 // Clients come back spread over ReturnWindow, however long the drain is
-// (docs/faults.md D1).
+// (docs/faults.md D1 and X17).
 func TestReturnWindowSpreadsTheReturns(t *testing.T) {
 	s := newSim(t, 1, Config{Drain: time.Second, ReturnWindow: 10 * time.Second, PingInterval: -1})
 	const n, bins = 1000, 10

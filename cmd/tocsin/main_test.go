@@ -487,7 +487,8 @@ func TestSecondSignalExitsAtOnce(t *testing.T) {
 }
 
 // TestSignalsOfOneMomentAreOne (docs/faults.md D2): timeout(1) signals a process
-// and then its group, a terminal that closes may send SIGHUP and SIGTERM.
+// and then its group, a terminal that closes may send SIGHUP and SIGTERM
+// (docs/faults.md X16).
 func TestSignalsOfOneMomentAreOne(t *testing.T) {
 	p := serve(t, "--dev", "--drain=500ms")
 	c := connect(t, p.ws)
@@ -523,7 +524,8 @@ func TestSecondSignal(t *testing.T) {
 	})
 }
 
-// TestHangupDrains, but not a process that was started with nohup.
+// TestHangupDrains, but not a process that was started with nohup
+// (docs/faults.md X16).
 func TestHangupDrains(t *testing.T) {
 	if signal.Ignored(syscall.SIGHUP) {
 		t.Skip("under nohup")
