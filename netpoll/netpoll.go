@@ -12,11 +12,11 @@
 //
 // What follows from it:
 //
-//   - Because Rearm asks the kernel for the present state, an event that came
-//     between the owner's last Wait and Rearm is reported again; the owner need
-//     not look twice.
-//   - Readiness is two bits and no more: an error or a hang-up makes a socket
-//     readable and writable, and the next call on it tells the truth.
+//   - Rearm asks the kernel for the present state. So an event that came between
+//     the owner's last Wait and Rearm is reported, and the owner need not wait
+//     once more to be sure.
+//   - A socket with an error or a hang-up is reported as readable and writable.
+//     The next Recv or Send on it returns the error.
 //   - An event is a hint. It names its socket by a key that the owner chose,
 //     who must check that the key still means the same socket.
 //   - A descriptor leaves its set when it is closed, which requires that it

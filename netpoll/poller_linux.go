@@ -27,8 +27,8 @@ func NewPoller(onError func(error)) (*Poller, error) {
 	return &Poller{ep: ep}, nil
 }
 
-// Add watches fd and arms it. onReady gets no argument because one-shot
-// readiness has nothing to say but that it came.
+// Add watches fd. onReady is called, in the poller's goroutine, once when fd is
+// readable, in error or hung up; then not again until Rearm.
 func (p *Poller) Add(fd int, onReady func()) error {
 	err := p.ep.Add(fd, oneShot, func(e netpoll.EpollEvent) {
 		if e&(netpoll.EPOLLIN|netpoll.EPOLLERR|netpoll.EPOLLHUP) != 0 { // not at Close

@@ -77,7 +77,8 @@ func openReserve() int {
 	return fd
 }
 
-// close stops accepting: the acceptor no longer watches, the kernel refuses.
+// close stops accepting. The poller no longer watches the listener, and the
+// kernel refuses new connections.
 func (l *listener) close() {
 	l.ln.Close()
 	l.mu.Lock()
@@ -89,7 +90,7 @@ func (l *listener) close() {
 	close(l.ended)
 }
 
-// accept is called by the acceptor when connections wait.
+// accept takes the connections that wait. The poller's goroutine calls it.
 func (l *listener) accept() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -25,8 +25,10 @@ type Config struct {
 	// Auth names the user of a connection that asks to be upgraded; an empty
 	// name is a connection without a user. An error refuses it with 401 and
 	// the error's text, an [HTTPError] with its own status. It runs in the hook
-	// pool and may block for up to AuthTimeout, when r's context ends; r
-	// has no body, and may be kept. Nil is an error unless Dev is set.
+	// pool and may block for up to AuthTimeout, when r's context ends. r is made
+	// from the bytes of the request: it has no body, its path is Config.Path, and
+	// its context has none of the values that a middleware in front of ServeHTTP
+	// put into the original's. It may be kept. Nil is an error unless Dev is set.
 	Auth func(r *http.Request) (user string, err error)
 	// Allow decides whether c may do action on topic; an error refuses it
 	// with the error's text. Nil lets every connection subscribe to every

@@ -48,7 +48,7 @@ type connFlags uint8
 const (
 	flagPinged   connFlags = 1 << iota // a ping is unanswered
 	flagHook                           // a hook runs or waits; nothing is parsed
-	flagUnread                         // the kernel has bytes that were left there
+	flagUnread                         // the socket may have bytes that were not read because a hook runs
 	flagFinished                       // the write side was shut down
 	flagListed                         // in the user index
 	flagDeaf                           // a refused handshake: nothing is read any more
@@ -92,8 +92,8 @@ func (e *extra) trim() {
 	}
 }
 
-// ref names a connection: descriptor and generation. It goes stale when the
-// connection ends, and is then dropped by whoever meets it.
+// ref names a connection by descriptor and generation. After the connection has
+// ended no slot has that generation: [shard.lookup] returns nil for it.
 type ref uint64
 
 func (c *conn) ref() ref { return ref(c.gen)<<32 | ref(uint32(c.fd)) }
@@ -101,11 +101,11 @@ func (c *conn) ref() ref { return ref(c.gen)<<32 | ref(uint32(c.fd)) }
 func (r ref) fd() int     { return int(int32(r)) }
 func (r ref) gen() uint32 { return uint32(r >> 32) }
 
-// A shard's connections are those whose descriptors fall in its blocks of
-// blockSize numbers, dealt out in turn. The kernel hands out the lowest free
-// number, so shards fill evenly (within one block), a number always comes back
-// to the shard that closed it, and the descriptors of one shard, counted
-// without the others' blocks, are dense: the local index.
+// Descriptor numbers belong to shards in blocks of blockSize: the first block
+// to shard 0, the next to shard 1, and so on in a circle. As the kernel hands
+// out the lowest free number, shards fill evenly, and a number always returns
+// to the shard that closed it. The local index counts the descriptors of one
+// shard without gaps.
 const blockSize = 16
 
 func shardOf(fd, shards int) int { return fd / blockSize % shards }
@@ -183,8 +183,8 @@ func (c Conn) Close(code wire.CloseCode, reason string) {
 	c.srv.post(c.ref, item{kind: itemClose, x: closing{code, reason}})
 }
 
-// stamp is a coarse point in time, in units of 10 ms; it wraps after 497 days
-// and so is only ever subtracted.
+// stamp is a point in time in units of 10 ms. It wraps after 497 days, so two
+// stamps may be subtracted and never compared.
 type stamp uint32
 
 const stampUnit = 10 * time.Millisecond

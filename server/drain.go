@@ -104,7 +104,8 @@ func (srv *Server) stop(ctx context.Context) {
 	}
 }
 
-// startDrain begins the drain of a shard or, if that is under way, hastens it.
+// startDrain begins the drain of a shard. When Shutdown's context has ended it
+// is called again, and closes everything at once.
 func (w *worker) startDrain() {
 	s := w.shard
 	s.drain.active, s.drain.until = true, w.srv.drainUntil
@@ -131,8 +132,8 @@ func (w *worker) startDrain() {
 	}
 }
 
-// drainSome closes this tick's part of the shard's connections: as many of
-// those that are left as the tick is of the time that is left.
+// drainSome closes this tick's part of the shard's connections. If a tenth of
+// the time that is left is one tick, it closes a tenth of those that are left.
 func (w *worker) drainSome() {
 	s := w.shard
 	if w.exact < s.drain.next {
@@ -183,6 +184,6 @@ func (w *worker) goodbye(c *conn) {
 // server that it left.
 const leastReturn = 500 * time.Millisecond
 
-// retryStride is prime and larger than any window, so that the n-th multiple
-// of it gives every millisecond of the window once before any twice.
+// retryStride is a prime larger than any window. So its multiples, modulo the
+// window, give every millisecond once before they give one twice.
 const retryStride = 2_147_483_647

@@ -167,8 +167,9 @@ func (w *worker) walk(wk *walk, deadline time.Duration) walkResult {
 // messages are those of the batch under way.
 func (wk *walk) messages() []walkEntry { return wk.queue[wk.first : wk.first+wk.batch] }
 
-// nextBatch goes on in the queue: a joiner joins, or the next messages, those
-// that can leave in one call, are the batch. False means that the queue is empty.
+// nextBatch takes the next messages of the queue that can leave in one call and
+// makes them the batch. Subscribers that join in front of them are entered
+// first. It returns false if the queue is empty.
 func (w *worker) nextBatch(wk *walk) bool {
 	wk.compact()
 	rest := wk.queue[wk.first:]
@@ -241,9 +242,10 @@ func (w *worker) expire(wk *walk) {
 	wk.gap = &g
 }
 
-// endBatch does the accounts of a batch. Whoever was counted when a message
-// was published, and has ended since, was not looked at; whoever came to
-// everybody since was, and is counted now.
+// endBatch completes the counts of a batch, so that subscribers = written +
+// queued + dropped. A subscriber that has ended since the publish is counted as
+// dropped. A connection that opened since a broadcast was published, and got
+// it, is counted as a subscriber.
 func (w *worker) endBatch(wk *walk) {
 	for _, e := range wk.messages() {
 		if wk.gap != nil {
@@ -283,9 +285,10 @@ func (w *worker) walked(m *message) {
 	}
 }
 
-// give sends a batch of messages to one subscriber. It returns StatusWritten if
-// all of it left at once, which the caller counts; what else happened is
-// counted here, and the result is that of the last message.
+// give sends a batch of messages to one subscriber. If all of it left at once
+// it returns StatusWritten and the caller counts the messages as written.
+// Otherwise give has counted each message, and returns what became of the last:
+// walk looks only for StatusWritten, and direct passes one message.
 func (w *worker) give(c *conn, batch []walkEntry, joined *[formats][]byte) (status DeviceStatus) {
 	if c.ext != nil && !c.ext.out.empty() {
 		for _, e := range batch {

@@ -9,8 +9,9 @@ import (
 )
 
 // half is what has been received of something unfinished: a request head, a
-// frame, a message of several frames. Empty, it is all zero; that it holds
-// only what came, never what a peer announced, is law 6.
+// frame, or a message of several frames. The zero value is empty. It holds only
+// bytes that have come; nothing is allocated for a length that a peer declares
+// (docs/design.md, law 6).
 type half struct {
 	buf    []byte // the head so far, or the message so far, unmasked
 	ctl    []byte // the control frame so far, unmasked

@@ -476,8 +476,9 @@ func equalFold(b []byte, word string) bool {
 	return len(b) == len(word) && strings.EqualFold(peek(b), word)
 }
 
-// wish is what the query of an upgrade asks for. Its strings live as long as
-// the head, and topics until the worker's next handshake; clone copies both.
+// wish is what the query of an upgrade request asks for. It points into the
+// worker's buffers, which the next handshake overwrites: clone it before it is
+// handed to a hook.
 type wish struct {
 	user   string
 	topics []string
@@ -696,7 +697,8 @@ func appendRefusal(dst []byte, status int, text string) []byte {
 	return append(append(dst, "\r\n"...), text...)
 }
 
-// deafen sends the refusal in w.out and the end of file, and reads no more.
+// deafen sends the refusal in w.out and then the end of file. Nothing more is
+// read of c; it is closed when the peer closes, or after CloseTimeout.
 func (w *worker) deafen(c *conn) {
 	w.srv.handshaking.Add(-1)
 	c.state, c.stamp = stateClosing, w.now

@@ -14,10 +14,9 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// hookCall is one call of user code. It runs in the hook pool; what follows
-// from it is done in the shard's turn. While a connection has a call nothing of
-// it is read, so its hooks run one after the other, in the order of what it
-// sent.
+// hookCall is one call of user code. run runs in the hook pool, then runs in
+// the shard's turn afterwards. While a connection has a call nothing more of it
+// is read, so its hooks run one at a time and in order.
 type hookCall struct {
 	shard *shard
 	ref   ref
@@ -112,7 +111,8 @@ func (w *worker) hookReturned(c *conn, call *hookCall) {
 	w.resume(c, r)
 }
 
-// resume takes up reading where it was left for a hook.
+// resume goes on reading after a hook has returned: first what is in ext.rest,
+// then what is in the socket.
 func (w *worker) resume(c *conn, r ref) {
 	if c.ref() != r || c.flags&flagHook != 0 {
 		return
@@ -225,7 +225,8 @@ func (w *worker) hookOpen(c *conn) {
 	w.call(c, func() { hook(handle) }, func(*worker, *conn) {})
 }
 
-// ended tells OnClose, behind whatever hook of c still runs.
+// ended calls OnClose in the hook pool, after the hook of c that still runs, if
+// there is one.
 func (w *worker) ended(c *conn, code wire.CloseCode) {
 	hook := w.srv.cfg.OnClose
 	if hook == nil {
@@ -245,8 +246,9 @@ func (w *worker) ended(c *conn, code wire.CloseCode) {
 	w.submitHook(&hookCall{shard: w.shard, ref: c.ref(), run: run})
 }
 
-// allowed asks Allow, if there is one, and goes on with yes or answers id with
-// an error. Without Allow everybody may subscribe, and publish only in Dev.
+// allowed asks Allow whether c may do action on topic. It calls yes if so, and
+// answers the command id with an error if not. Without Allow, subscribing is
+// allowed to everybody, and publishing only in Dev.
 func (w *worker) allowed(c *conn, id []byte, action Action, topic string, yes func(*worker, *conn)) {
 	allow := w.srv.cfg.Allow
 	if allow == nil {

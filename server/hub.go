@@ -29,9 +29,9 @@ type hub struct {
 	raw           atomic.Int64 // connections that want raw frames
 }
 
-// topic is a topic with subscribers. Without any it lingers for a while; begun
-// anew after that it has another epoch. All of it is guarded by its stripe of
-// the topic index, but for the name.
+// topic is a topic with subscribers, or one that lingers without any. When it is
+// forgotten and somebody subscribes again, it starts with another epoch.
+// Everything but the name is guarded by the topic's stripe of the index.
 type topic struct {
 	name  string // static
 	seq   uint64
@@ -86,9 +86,10 @@ func (h *hub) position(t *topic) wire.Position {
 	return wire.Position{Seq: t.seq, Epoch: h.epoch + strconv.FormatUint(uint64(t.born), 36)}
 }
 
-// join counts one more subscriber of name in shard s, and puts what begin
-// returns for the topic's position in the shard's inbox, before any later
-// message. name is copied if it is kept. The caller must see to it that leave is called once.
+// join adds a subscriber of topic name in shard s. It calls begin with the
+// topic's position and appends the item that begin returns to the shard's
+// inbox, in front of every later message. The caller holds no lock, may reuse
+// name, and calls leave once when the subscriber goes.
 func (h *hub) join(s *shard, name string, begin func(*subset, wire.Position) item) (*subset, error) {
 	st := h.topics.stripe(name)
 	st.mu.Lock()
@@ -120,8 +121,8 @@ func (h *hub) join(s *shard, name string, begin func(*subset, wire.Position) ite
 	return sub, nil
 }
 
-// again puts what begin returns for sub's position in the inbox of its shard,
-// for a connection that is subscribed already.
+// again is join for a connection that is subscribed already: it counts nothing
+// and only appends the item that begin returns for the topic's position.
 func (h *hub) again(sub *subset, begin func(*subset, wire.Position) item) {
 	st := h.topics.stripe(sub.topic.name)
 	st.mu.Lock()
@@ -265,7 +266,8 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 	}
 }
 
-// encode makes the frames of m. The raw one is left out while nobody wants it.
+// encode makes the frames of m, one for each format. It makes the raw one only
+// if raw is set, which means that a connection wants it.
 func (m *message) encode(w *wire.Message, raw bool) {
 	var header [10]byte // the longest of a frame without a mask
 	b := make([]byte, len(header), len(header)+len(w.Data)+len(w.Topic)+len(w.ID)+96)
@@ -289,8 +291,8 @@ func (m *message) frame(f format) []byte {
 	return wire.AppendFrame(nil, ws.OpText, m.data)
 }
 
-// localBus is the default [Bus]: this process alone. The topic index itself
-// numbers the messages, so it keeps nothing.
+// localBus is the default [Bus], for one process. It has no state: a topic in
+// the index keeps the number of its last message.
 type localBus struct{ hub *hub }
 
 func (b localBus) Publish(_ context.Context, p Publication) (Position, error) {

@@ -89,8 +89,9 @@ func (srv *Server) runTicker(stop <-chan struct{}) {
 	}
 }
 
-// hasten asks for a wake-up of the shard at every tick, until a sweep finds
-// that there is no reason any more.
+// hasten asks the ticker to wake the shard every tickEvery instead of every
+// sweepEvery. It holds until a sweep finds no waiting hook, no paced walk and no
+// drain.
 func (s *shard) hasten() {
 	if s.hurry.Swap(true) {
 		return
@@ -175,9 +176,9 @@ func missed(d lateness, late bool) lateness {
 	return onTime
 }
 
-// overdueStill ends c for the deadline that it has missed, unless that is met
-// once what its socket has was read and what its socket takes was written: a
-// busy shard may not have come to it. It returns what is missed then.
+// overdueStill reads what c's socket has and writes what it takes, because a
+// busy shard may not have come to it, and then ends c if it still misses a
+// deadline. It returns the deadline that is missed then.
 func (w *worker) overdueStill(c *conn) lateness {
 	r := c.ref()
 	if c.ext != nil && !c.ext.out.empty() {
@@ -209,8 +210,8 @@ func (w *worker) overdueStill(c *conn) lateness {
 	return late
 }
 
-// expireHandshake answers in one write and closes at once: a peer that was
-// slow so far is not waited for again.
+// expireHandshake sends a refusal in one write and closes the socket at once,
+// without waiting for a peer that was too slow already.
 func (w *worker) expireHandshake(c *conn, status int, why rejectReason, text string) {
 	w.srv.stats.reject(why)
 	w.logRefusal(c, status, why, text)

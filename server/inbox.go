@@ -27,7 +27,8 @@ const (
 	itemDrain                   // close everything in the time that the server's drain says
 )
 
-// item is one entry of an inbox; which fields count depends on its kind.
+// item is one entry of an inbox. The comment of its kind says which fields are
+// set.
 type item struct {
 	kind   itemKind
 	device int32

@@ -101,8 +101,8 @@ type outbox struct {
 
 func (o *outbox) empty() bool { return len(o.q) == 0 && len(o.pong) == 0 }
 
-// push puts e behind the others. Its first off bytes have left already, which
-// only the first entry may say.
+// push appends e, whose first off bytes have left already. off is 0 unless the
+// outbox is empty.
 func (o *outbox) push(e pendingOut, off int) {
 	if len(o.q) == 0 {
 		o.moved, o.off = e.queued, off
@@ -182,9 +182,9 @@ func (o *outbox) fill(buf []byte) []byte {
 	return buf
 }
 
-// usePong puts the waiting pong in its place, before everything that has not
-// begun to leave and instead of an older one, and returns how many bytes more
-// wait then.
+// usePong queues the waiting pong in front of every entry that has not begun to
+// leave; an older pong there is replaced. It returns by how many bytes the
+// outbox has grown.
 func (o *outbox) usePong(now stamp) (n int) {
 	if len(o.pong) == 0 {
 		return 0

@@ -66,8 +66,9 @@ func (w *worker) received(c *conn, b []byte) {
 	w.slim(c)
 }
 
-// feed takes the bytes of an open connection: frames, whole or not. When a
-// hook is needed a copy of what is behind it stays in ext.rest until it returns.
+// feed parses the bytes of an open connection and acts on each whole frame.
+// When a frame needs a hook, feed stops and keeps a copy of the bytes behind it
+// in ext.rest until the hook returns.
 func (w *worker) feed(c *conn, b []byte) {
 	if rest := w.parse(c, b); len(rest) > 0 {
 		c.ext.rest = bytes.Clone(rest)
@@ -116,8 +117,9 @@ func (w *worker) parse(c *conn, b []byte) (rest []byte) {
 	return b
 }
 
-// keepHalf moves what h has of something unfinished to c, if it was the
-// worker's own, and returns where it is then.
+// keepHalf moves an unfinished message from the worker's own half to c's, and
+// returns the half that has it now. It does nothing if h is c's already, or
+// empty.
 func (w *worker) keepHalf(c *conn, h *half) *half {
 	if h != &w.half || h.empty() {
 		return h
@@ -132,8 +134,9 @@ func (w *worker) keepHalf(c *conn, h *half) *half {
 	return &e.in
 }
 
-// feedClosing looks for the peer's Close frame behind ours; the rest is thrown
-// away. RFC 6455 section 7.1.1: the server is the first to close.
+// feedClosing looks for the peer's answer to our Close frame and throws away
+// everything else. When it has come, and all of ours has left, the socket is
+// closed: the server is the first to do so, RFC 6455 section 7.1.1.
 func (w *worker) feedClosing(c *conn, b []byte) {
 	h := &w.half
 	if c.ext != nil {
@@ -233,7 +236,8 @@ func (w *worker) message(c *conn, f frame) {
 	w.unhandled(c, f)
 }
 
-// unhandled is a message that no hook has taken.
+// unhandled acts on a message that OnMessage did not handle: text is a command,
+// binary closes with 1003.
 func (w *worker) unhandled(c *conn, f frame) {
 	if f.op == ws.OpBinary {
 		w.fail(c, fault{wire.CloseUnsupported, "binary messages are not spoken here"})
@@ -242,7 +246,8 @@ func (w *worker) unhandled(c *conn, f frame) {
 	w.command(c, f.payload)
 }
 
-// fail ends a connection that broke the protocol, after what it is owed.
+// fail closes a connection that broke the protocol. The replies to what it sent
+// before go out first.
 func (w *worker) fail(c *conn, bad fault) {
 	r := c.ref()
 	w.flushReplies(c)
@@ -252,9 +257,10 @@ func (w *worker) fail(c *conn, bad fault) {
 	}
 }
 
-// controlAllowed counts a control frame, but for what came at once after a
-// stall of ours. The sweep takes MaxControl off the count for every second, so
-// a burst of twice as many passes.
+// controlAllowed counts a control frame and reports whether c may send it. At
+// most 2 × MaxControl may be on the count; the sweep takes MaxControl off for
+// each second. Right after a stall of the process nothing is counted, because
+// frames that were held up come all at once.
 func (w *worker) controlAllowed(c *conn) bool {
 	if w.exact < w.shard.amnesty {
 		return true

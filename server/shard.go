@@ -10,10 +10,10 @@ import (
 	"github.com/tocsin-push/tocsin/netpoll"
 )
 
-// shard is some thousands of connections that are served together. At any
-// moment at most one goroutine has its turn, and whoever has the turn owns
-// everything here that no comment gives to somebody else: connections need no
-// lock.
+// shard is some thousands of connections that are served together. At most one
+// goroutine at a time has its turn. That goroutine owns all fields whose
+// comment does not say otherwise, and the shard's connections, which therefore
+// need no lock.
 type shard struct {
 	srv   *Server      // static
 	index int          // static
@@ -23,7 +23,7 @@ type shard struct {
 	state atomic.Int32 // shardIdle, shardBusy, shardAgain
 	ready atomic.Bool  // set by the poller: the set reported and is not armed
 	tick  atomic.Bool  // set by the ticker: a sweep is due
-	hurry atomic.Bool  // set by the turn: wake me at every tick
+	hurry atomic.Bool  // set by the turn: it wants a wake-up at every tick
 	woken atomic.Int64 // kernel.Now of the wake-up that the turn answers
 
 	pages         []*page
@@ -32,7 +32,7 @@ type shard struct {
 	walks         []*walk     // fan-outs in progress, round robin
 	everybody     *walk       // the broadcasts among them, without a rate
 	paced         int         // walks with a rate
-	again         []ref       // connections that ran out of their budget
+	again         []ref       // connections that have more to read than their share
 	waiting       []*hookCall // hooks that the pool had no room for
 	items         []item      // taken from the inbox
 	done          int         // of items
@@ -48,12 +48,11 @@ type shard struct {
 	count counters
 }
 
-// The states of a shard. Busy means that its turn is queued or running, again
-// that something came since that the turn may not have seen.
+// The states of a shard.
 const (
-	shardIdle int32 = iota
-	shardBusy
-	shardAgain
+	shardIdle  int32 = iota // no turn is queued or running
+	shardBusy               // a turn is queued or running
+	shardAgain              // as busy; and something came that the turn may not have seen
 )
 
 const (
@@ -126,9 +125,9 @@ func (s *shard) onReady() {
 	s.wakeHere(s.srv.inline)
 }
 
-// wakeHere is wake for a poller's goroutine. If the pool has nothing to do the
-// turn is taken right here with w, the goroutine's own worker, which saves
-// handing it over; it ends, or moves to the pool, within its budget.
+// wakeHere is wake for the poller's goroutine, whose own worker is w. If the
+// pool is idle it takes the turn itself, which saves handing it over. After
+// inlineBudget the turn moves to the pool.
 func (s *shard) wakeHere(w *worker) {
 	if !s.srv.turns.Idle() || !s.state.CompareAndSwap(shardIdle, shardBusy) {
 		s.wake()
@@ -142,7 +141,8 @@ func (s *shard) wakeHere(w *worker) {
 	}
 }
 
-// guardedTurn is what the pool does around a turn that it runs.
+// guardedTurn takes a turn and recovers a panic of it, as the pool does for the
+// turns that it runs.
 func (w *worker) guardedTurn(s *shard) {
 	defer func() {
 		if v := recover(); v != nil {

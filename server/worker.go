@@ -7,9 +7,9 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// worker is what a goroutine needs to serve a shard: buffers that every
-// connection borrows in its moment. There is one for each worker of the pool
-// and one for the poller.
+// worker has the buffers that a goroutine needs to serve a shard. Connections
+// use them one after the other. Each worker of the pool has one, and so has the
+// poller's goroutine.
 type worker struct {
 	srv   *Server
 	shard *shard // whose turn it has

@@ -22,8 +22,9 @@ func (w *worker) extraOf(c *conn) *extra {
 	return c.ext
 }
 
-// slim gives back c's extra once nothing needs it, and its empty buffers where
-// something else of it is needed: an idle connection keeps no buffer (law 7).
+// slim returns c's extra to the shard's free list when it is idle. If something
+// else in it is needed, it frees the empty buffers: an idle connection keeps no
+// buffer (docs/design.md, law 7).
 func (w *worker) slim(c *conn) {
 	switch e := c.ext; {
 	case e == nil:
@@ -35,7 +36,8 @@ func (w *worker) slim(c *conn) {
 	}
 }
 
-// recycle keeps e, emptied but for small buffers, for the next that needs one.
+// recycle empties e and puts it on the shard's free list. It keeps small
+// buffers and drops large ones.
 func (w *worker) recycle(e *extra) {
 	s := w.shard
 	if len(s.extras) >= 64 {
@@ -142,12 +144,11 @@ func (w *worker) budget(n int) {
 	}
 }
 
-// shed cuts the connections of this shard with the longest outboxes, and ends
-// those at once that were cut before, until all outboxes together are a little
-// under the budget; a little, because looking for them costs a walk through
-// the shard. The shard that adds to the sum is the one that takes from it, and
-// as what was added is there to be taken, the sum stays within one message a
-// worker of the budget.
+// shed makes room when all outboxes together are over Config.OutboxBudget. It
+// cuts the connections of this shard with the longest outboxes, and ends those
+// at once that were cut before. It stops at 1/64 under the budget, because each
+// call looks at all of the shard's slots. The shard that goes over the budget is
+// the one that sheds, so the sum exceeds it by at most one message a worker.
 func (w *worker) shed() {
 	s := w.shard
 	var waiting []*conn
@@ -178,9 +179,10 @@ func (w *worker) cut(c *conn, why cutReason) {
 	w.shut(c, wire.CloseSlow, why.String())
 }
 
-// shut begins the end of c: it leaves its topics and its user, what waits for
-// it is dropped where the code says that it does not matter any more, and a
-// Close frame goes out behind the rest. Then the peer has CloseTimeout to go.
+// shut starts the closing handshake of c. It takes c out of its topics and its
+// user's devices and queues a Close frame. Queued messages are dropped, unless
+// the close code is 1000, 3001 or 3503. The peer then has CloseTimeout to
+// answer and close. A connection that is not upgraded yet gets a 503 instead.
 func (w *worker) shut(c *conn, code wire.CloseCode, reason string) {
 	switch c.state {
 	case stateFree, stateClosing:
@@ -239,8 +241,9 @@ func (w *worker) dropQueued(c *conn) {
 	}
 }
 
-// finish sends the end of file behind the last byte, so that the peer can read
-// all of it, or ends c if the peer has answered our Close already.
+// finish is called when everything has left. It sends the end of file, so that
+// the peer can read all of it. If the peer has answered our Close already it
+// closes the socket.
 func (w *worker) finish(c *conn) {
 	if c.flags&flagPeerDone != 0 {
 		w.detach(c)
@@ -258,7 +261,8 @@ func (w *worker) lost(c *conn) {
 	w.detach(c)
 }
 
-// abandon does the accounts of an end without a closing handshake.
+// abandon counts the end of a connection that had no closing handshake, and
+// takes an open one out of its topics and its user's devices.
 func (w *worker) abandon(c *conn) {
 	switch c.state {
 	case stateOpen:

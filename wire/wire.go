@@ -161,10 +161,10 @@ type Gap struct {
 	Epoch  string `json:"epoch"`
 	From   uint64 `json:"from"`
 	To     uint64 `json:"to"`
-	Reason string `json:"reason"` // epoch, retention, overflow, limit
+	Reason string `json:"reason"` // at a resume: epoch, retention; later: overflow, collapsed, ttl
 }
 
-// Cancel tells that the server ended a subscription.
+// Cancel tells that the server ended a subscription. No server sends it yet.
 type Cancel struct {
 	Topic  string `json:"topic"`
 	Reason string `json:"reason"`
