@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gobwas/ws"
 
@@ -169,4 +170,35 @@ func TestAuthThatHangsIsTimedOut(t *testing.T) {
 		t.Errorf("Auth was asked %d times", asked)
 	}
 	s.check()
+}
+
+// An Auth that runs after its connection has ended is told the address of its
+// own peer, not of the one who has the descriptor by then (docs/faults.md X13).
+func TestAuthIsToldItsOwnPeer(t *testing.T) {
+	parallel(t)
+	release, told := make(chan struct{}), make(chan string, 3)
+	srv, addr := started(t, Config{
+		HookWorkers: 1, AuthTimeout: 100 * time.Millisecond,
+		Auth: func(r *http.Request) (string, error) {
+			<-release
+			told <- r.RemoteAddr
+			return "", nil
+		},
+	})
+	var want []string
+	for range 3 { // each is timed out before the next comes: they share a descriptor
+		c := connect(t, addr, 0)
+		want = append(want, c.LocalAddr().String())
+		c.write(wstest.Request("tocsin.test", "/ws", wstest.NewKey()))
+		if status := c.status(); status != http.StatusServiceUnavailable {
+			t.Fatalf("status %d", status)
+		}
+		eventually(t, "it to be gone", func() bool { return srv.conns.Load() == 0 })
+	}
+	close(release)
+	for _, want := range want {
+		if got := <-told; got != want {
+			t.Errorf("Auth was told %s, its peer is %s", got, want)
+		}
+	}
 }

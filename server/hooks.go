@@ -152,10 +152,11 @@ func (w *worker) hookAuth(c *conn, r request, want wish, early []byte) {
 	want = want.clone()
 	head := bytes.Clone(r.head)
 	rest := bytes.Clone(early)
-	srv, fd, handle := w.srv, int(c.fd), w.handle(c)
+	srv, handle := w.srv, w.handle(c)
+	peer := netpoll.Peer(int(c.fd)).String() // in the turn: the hook may outlive the descriptor (law 13)
 	var no *refusal
 	w.call(c, func() {
-		want.user, no = srv.authorize(head, fd, handle, want)
+		want.user, no = srv.authorize(head, peer, handle, want)
 	}, func(w *worker, c *conn) {
 		if c.state != stateAuth {
 			return
@@ -171,7 +172,7 @@ func (w *worker) hookAuth(c *conn, r request, want wish, early []byte) {
 }
 
 // authorize runs Auth and Allow in the hook pool.
-func (srv *Server) authorize(head []byte, fd int, c Conn, want wish) (user string, no *refusal) {
+func (srv *Server) authorize(head []byte, peer string, c Conn, want wish) (user string, no *refusal) {
 	user = want.user
 	if srv.cfg.Auth != nil {
 		req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
@@ -180,7 +181,7 @@ func (srv *Server) authorize(head []byte, fd int, c Conn, want wish) (user strin
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), srv.cfg.AuthTimeout)
 		defer cancel()
-		req.RemoteAddr = netpoll.Peer(fd).String()
+		req.RemoteAddr = peer
 		if user, err = srv.cfg.Auth(req.WithContext(ctx)); err != nil {
 			srv.log.sometimesInfo("a client was refused by Auth", "error", err)
 			no := &refusal{http.StatusUnauthorized, rejectAuth, err.Error()}
