@@ -67,9 +67,15 @@ func (b *parts) readLines(body []byte) error {
 func (b *parts) readArray(body []byte) error {
 	var elements [][]byte
 	err := wire.Elements(body, func(val []byte) error {
+		if len(elements) == b.cfg.MaxBatchItems {
+			return b.tooMany()
+		}
 		elements = append(elements, val)
 		return nil
 	})
+	if p, ok := errors.AsType[*problem](err); ok {
+		return p
+	}
 	if err != nil {
 		return refusef(codeBadRequest, "The body cannot be read: %s.", err)
 	}
@@ -95,7 +101,7 @@ func (b *parts) add(raw []byte) error {
 		q = &request{}
 	}
 	if len(b.list)+max(1, len(q.users)) > b.cfg.MaxBatchItems {
-		return refusef(codeTooMany, "The batch has more than %d messages, send several batches.", b.cfg.MaxBatchItems)
+		return b.tooMany()
 	}
 	p.wait = q.message.Wait
 	if q.users == nil {
@@ -112,6 +118,10 @@ func (b *parts) add(raw []byte) error {
 		b.place(p, server.BatchItem{To: server.Target{User: user}, Message: m})
 	}
 	return nil
+}
+
+func (b *parts) tooMany() error {
+	return refusef(codeTooMany, "The batch has more than %d messages, send several batches.", b.cfg.MaxBatchItems)
 }
 
 func (b *parts) place(p part, item server.BatchItem) {
