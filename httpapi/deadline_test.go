@@ -173,12 +173,12 @@ func TestSlowHeadsAndIdleConnectionsEnd(t *testing.T) {
 // TestALongWaitIsNotCut: a push may wait for longer than its body and its
 // answer may take, and so may the next one on that connection.
 func TestALongWaitIsNotCut(t *testing.T) {
-	const limit = 50 * time.Millisecond
+	const limit = 300 * time.Millisecond
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := NewServer(waiting{&backend{}, 4 * limit}, Config{BodyTimeout: limit, WriteTimeout: limit})
+	srv := NewServer(waiting{&backend{}, 3 * limit}, Config{BodyTimeout: limit, WriteTimeout: limit})
 	go func() { _ = srv.Serve(ln) }()
 	defer srv.Close()
 	c := dialed(t, ln.Addr().String(), "")
@@ -197,8 +197,8 @@ func TestALongWaitIsNotCut(t *testing.T) {
 
 // TestAProfileMayTakeItsTime: the deadline of a profile is that of its seconds.
 func TestAProfileMayTakeItsTime(t *testing.T) {
-	_, address := listening(t, Config{BodyTimeout: 100 * time.Millisecond, WriteTimeout: 100 * time.Millisecond})
-	c := dialed(t, address, "GET /debug/pprof/trace?seconds=0.3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	_, address := listening(t, Config{BodyTimeout: 500 * time.Millisecond, WriteTimeout: 500 * time.Millisecond})
+	c := dialed(t, address, "GET /debug/pprof/trace?seconds=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%v, %v", resp, err)
