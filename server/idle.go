@@ -1,6 +1,7 @@
 package server
 
 import (
+	"math"
 	"time"
 
 	"github.com/gobwas/ws"
@@ -106,9 +107,16 @@ func (s *shard) hasten() {
 func (w *worker) sweep() {
 	s := w.shard
 	leak := w.leak()
+	quiet := w.srv.cfg.PingInterval
+	if quiet < 0 {
+		quiet = math.MaxInt64
+	}
 	for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
 		c := s.at(i)
 		c.control -= uint8(min(int(c.control), leak))
+		if c.state == stateOpen && c.ext == nil && w.now.since(c.stamp) < quiet {
+			continue // as most are: nothing is unfinished, no ping is due
+		}
 		if w.overdue(c) == onTime || w.overdueStill(c) == onTime {
 			w.pingIfSilent(c)
 		}
