@@ -95,6 +95,19 @@ func (w *worker) lose(c *conn, i int, why dropReason) {
 	w.srv.outboxBytes.Add(int64(grown))
 }
 
+// loseAll drops the messages of c's outbox that are such, unless a part of one
+// has left.
+func (w *worker) loseAll(c *conn, why dropReason, such func(*message) bool) {
+	o := &c.ext.out
+	for i := o.begun(); i < len(o.q); i++ {
+		if m := o.q[i].m; m != nil && such(m) {
+			n := len(o.q)
+			w.lose(c, i, why)
+			i -= n - len(o.q) // no notice of its own took its place
+		}
+	}
+}
+
 // skip tells c that it is not sent the messages of g: behind what waits for
 // it, or at once.
 func (w *worker) skip(c *conn, g gapNote) {

@@ -155,6 +155,35 @@ func TestShedding(t *testing.T) {
 	s.check()
 }
 
+// What the budget takes from topics whose policy lets it is told by a gap, and
+// costs nobody the connection.
+func TestBudgetIsToldByAGap(t *testing.T) {
+	s := newSim(t, 1, Config{OutboxBudget: 2850, MaxOutbox: 2500, Overflow: []OverflowRule{{"price", Latest}, {"tick", DropOldest}}})
+	a, b := s.dial("/ws?topics=price"), s.dial("/ws?topics=tick")
+	a.drain(0)
+	b.drain(0)
+	for i := range 2 {
+		s.publish("tick", Message{Data: fmt.Appendf(nil, "%-900d", i)})
+	}
+	s.publish("price", Message{Data: fmt.Appendf(nil, "%-900d", 0)})
+	s.publish("tick", Message{Data: []byte("2")}) // over the budget: the longest outbox first
+	a.drain(-1)
+	b.drain(-1)
+	s.run()
+	got1, code1 := a.data()
+	got2, code2 := b.data()
+	if fmt.Sprint(got1, code1) != "[0] 0" && fmt.Sprint(got1, code1) != "[budget:1-1] 0" {
+		t.Errorf("price: %v, closed with %d", got1, code1)
+	}
+	if len(got2) == 0 || !strings.HasPrefix(got2[0], "budget:1-") || code2 != 0 {
+		t.Errorf("tick: %v, closed with %d", got2, code2)
+	}
+	if st := s.srv.Stats(); st.Cuts["budget"] != 0 || st.Drops["budget"] == 0 || st.OutboxBytes != 0 {
+		t.Errorf("cuts %v, drops %v", st.Cuts, st.Drops)
+	}
+	s.check()
+}
+
 // docs/faults.md X8: under every policy that drops, a reader gets the newest
 // value or is told that it does not, also when the outbox is full of another
 // topic or its only message has begun to leave.

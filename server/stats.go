@@ -91,10 +91,11 @@ const (
 	dropTTL                         // the message was too old
 	dropOverflow                    // the outbox was full
 	dropCollapsed                   // a newer one with its collapse key came
+	dropBudget                      // all outboxes together were full
 	dropReasons
 )
 
-var dropNames = [dropReasons]string{"gone", "ttl", "overflow", "collapsed"}
+var dropNames = [dropReasons]string{"gone", "ttl", "overflow", "collapsed", "budget"}
 
 // cutReason is why a connection was too slow.
 type cutReason uint8

@@ -100,7 +100,7 @@ func (w *worker) send(c *conn, b []byte) {
 func (w *worker) flush(c *conn) {
 	o := &c.ext.out
 	for !o.empty() {
-		w.expireQueued(c)
+		w.loseAll(c, dropTTL, func(m *message) bool { return m.expired(w.exact) })
 		w.srv.outboxBytes.Add(int64(o.usePong(w.now)))
 		b := o.fill(w.join[:0])
 		if len(b) == 0 {
@@ -124,18 +124,6 @@ func (w *worker) flush(c *conn) {
 	w.slim(c)
 }
 
-// expireQueued drops waiting messages whose TTL is over.
-func (w *worker) expireQueued(c *conn) {
-	o := &c.ext.out
-	for i := o.begun(); i < len(o.q); i++ {
-		if m := o.q[i].m; m != nil && m.expired(w.exact) {
-			n := len(o.q)
-			w.lose(c, i, dropTTL)
-			i -= n - len(o.q) // no notice of its own took its place
-		}
-	}
-}
-
 // budget counts n more bytes waiting, and sheds load when all outboxes
 // together are over Config.OutboxBudget.
 func (w *worker) budget(n int) {
@@ -145,10 +133,12 @@ func (w *worker) budget(n int) {
 }
 
 // shed makes room when all outboxes together are over Config.OutboxBudget. It
-// cuts the connections of this shard with the longest outboxes, and ends those
-// at once that were cut before. It stops at 1/64 under the budget, because each
-// call looks at all of the shard's slots. The shard that goes over the budget is
-// the one that sheds, so the sum exceeds it by at most one message a worker.
+// looks at the connections of this shard, the longest outboxes first. What the
+// policies of topics let go is dropped; if that is not enough connections are
+// cut, and those that were cut before end at once. It stops at 1/64 under the
+// budget, because each call looks at all of the shard's slots. The shard that
+// goes over the budget is the one that sheds, so the sum exceeds it by at most
+// one message a worker.
 func (w *worker) shed() {
 	s := w.shard
 	var waiting []*conn
@@ -159,6 +149,14 @@ func (w *worker) shed() {
 	}
 	slices.SortFunc(waiting, func(a, b *conn) int { return b.ext.out.bytes - a.ext.out.bytes })
 	enough := w.srv.cfg.OutboxBudget - w.srv.cfg.OutboxBudget/64
+	for _, c := range waiting {
+		if w.srv.outboxBytes.Load() <= enough {
+			return
+		}
+		if c.format != formatRaw { // it could not be told
+			w.loseAll(c, dropBudget, func(m *message) bool { return m.policy != policyDisconnect })
+		}
+	}
 	for _, c := range waiting {
 		switch {
 		case w.srv.outboxBytes.Load() <= enough:

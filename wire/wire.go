@@ -161,7 +161,7 @@ type Gap struct {
 	Epoch  string `json:"epoch"`
 	From   uint64 `json:"from"`
 	To     uint64 `json:"to"`
-	Reason string `json:"reason"` // at a resume: epoch, retention; later: overflow, collapsed, ttl
+	Reason string `json:"reason"` // at a resume: epoch, retention; later: overflow, collapsed, ttl, budget
 }
 
 // Cancel tells that the server ended a subscription. No server sends it yet.
