@@ -126,6 +126,31 @@ func TestServerClockStandsStillDuringAStop(t *testing.T) {
 	if stops == 0 {
 		t.Error("never stopped")
 	}
+	// A turn that read the time, was stopped, and comes behind the ticker.
+	srv.passTick(now + time.Hour)
+	if moved := srv.stampAt(now).since(last); moved < 0 || moved > stallAfter {
+		t.Errorf("an old time moves the clock by %s", moved)
+	}
+}
+
+// docs/faults.md X7: nor is it held against a peer if the stop came in the
+// middle of a turn.
+func TestStopDuringATurnIsForgiven(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	p := s.dial("/ws")
+	s.sweep(0)
+	s.w.shard = s.srv.shards[0]
+	s.w.clock()
+	s.w.noticeStall()
+	s.time += 40 * time.Second // SIGSTOP
+	for range 400 {
+		p.send(wstest.Ping("held up"))
+	}
+	s.w.shard.ready.Store(true)
+	s.w.round()
+	if s.slot(p).state != stateOpen {
+		t.Errorf("closed for what arrived during a stop: %v", p.frames())
+	}
 }
 
 // docs/faults.md X2: one turn does not do all of a long inbox before it looks
@@ -152,5 +177,23 @@ func TestLongInboxLeavesRoomForReads(t *testing.T) {
 	s.run()
 	if n := len(p.frames()); n != pushes {
 		t.Errorf("%d of %d pushes came", n, pushes)
+	}
+}
+
+// A message has its own time: what was unfinished before it, and has ended, does
+// not count.
+func TestMessageTimeoutBeginsWithTheMessage(t *testing.T) {
+	s := newSim(t, 1, Config{MaxControl: 100})
+	p := s.dial("/ws")
+	ping := wstest.Encode(wstest.Ping("half"))
+	p.write(ping[:5])
+	for range 3 * int(s.srv.cfg.MessageTimeout/sweepEvery) {
+		s.sweep(sweepEvery)
+		p.write(ping[5:])
+		p.write(ping[:5])
+		s.run()
+	}
+	if s.slot(p).state != stateOpen {
+		t.Errorf("closed: %v", p.frames())
 	}
 }

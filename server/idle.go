@@ -37,8 +37,9 @@ type tickTime struct{ kernel, server time.Duration }
 // stampAt turns a time of the kernel's clock into one of the server's clock.
 func (srv *Server) stampAt(now time.Duration) stamp {
 	t := srv.lastTick.Load()
-	// A turn may come before the ticker has seen a stall.
-	return stamp((t.server + min(now-t.kernel, stallAfter)) / stampUnit)
+	// A turn may come before the ticker has seen a stall. It may also have read
+	// now before the stall, and come here behind the ticker.
+	return stamp((t.server + min(max(now-t.kernel, 0), stallAfter)) / stampUnit)
 }
 
 // passTick sets the clocks and returns how long the last tick is ago.

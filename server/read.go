@@ -94,7 +94,7 @@ func (w *worker) parse(c *conn, b []byte) (rest []byte) {
 		if !done {
 			break
 		}
-		began = began || !f.op.IsControl()
+		began = began || h.op == 0 // no message is unfinished
 		w.shard.count.framesIn.Add(1)
 		r := c.ref()
 		w.frame(c, f)
@@ -265,6 +265,10 @@ func (w *worker) controlAllowed(c *conn) bool {
 	if w.exact < w.shard.amnesty {
 		return true
 	}
-	c.control++
-	return int(c.control) <= 2*w.srv.cfg.MaxControl
+	if c.control++; int(c.control) <= 2*w.srv.cfg.MaxControl {
+		return true
+	}
+	w.clock() // the process may have been stopped since this round began
+	w.noticeStall()
+	return w.exact < w.shard.amnesty
 }
