@@ -19,8 +19,12 @@ const (
 	maxBackoff  = time.Second
 )
 
-// textFull is what a client over Config.MaxConnections is told.
-const textFull = "the server is full, try again later"
+// What a client is told that is not taken: over Config.MaxConnections, and
+// during Shutdown.
+const (
+	textFull     = "the server is full, try again later"
+	textDraining = "the server is shutting down"
+)
 
 // listener is one that Serve accepts from.
 type listener struct {
@@ -228,7 +232,7 @@ func (w *worker) attach(fd int, head []byte) {
 // accepted. It needs HTTP/1.1 over plain TCP.
 func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if srv.draining.Load() {
-		http.Error(rw, "the server is shutting down", http.StatusServiceUnavailable)
+		http.Error(rw, textDraining, http.StatusServiceUnavailable)
 		return
 	}
 	if r.TLS != nil {
@@ -242,10 +246,15 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	early, _ := buf.Peek(buf.Reader.Buffered())
 	head := append(rebuildHead(r, srv.cfg.Path), early...)
-	if srv.conns.Add(1) > int64(srv.capacity) {
-		_, _ = conn.Write(appendRefusal(nil, http.StatusServiceUnavailable, textFull))
+	over := srv.conns.Add(1) > int64(srv.capacity)
+	if over || srv.draining.Load() { // asked again: from here on Shutdown waits for this connection
+		why, text := rejectLimit, textFull
+		if !over {
+			why, text = rejectShutdown, textDraining
+		}
+		_, _ = conn.Write(appendRefusal(nil, http.StatusServiceUnavailable, text))
 		conn.Close()
-		srv.stats.reject(rejectLimit)
+		srv.stats.reject(why)
 		srv.gone()
 		return
 	}

@@ -117,7 +117,7 @@ func (w *worker) startDrain() {
 				w.goodbye(c)
 			}
 			if c.state == stateHead || c.state == stateAuth {
-				w.refuse(c, 503, rejectShutdown, "the server is shutting down")
+				w.refuse(c, 503, rejectShutdown, textDraining)
 			}
 			if c.state != stateFree {
 				w.detach(c)
@@ -127,7 +127,7 @@ func (w *worker) startDrain() {
 	}
 	for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
 		if c := s.at(i); c.state == stateHead {
-			w.refuse(c, 503, rejectShutdown, "the server is shutting down")
+			w.refuse(c, 503, rejectShutdown, textDraining)
 		}
 	}
 }

@@ -3,11 +3,14 @@
 package server
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -119,7 +122,7 @@ func TestDrainIsSpread(t *testing.T) {
 			s.turn(sh)
 		}
 		if window++; window == 10 { // a second
-			if now, mean := closed(), n*int(time.Second)/int(drain); now-before > 2*mean {
+			if now, mean := closed(), n/int(drain/time.Second); now-before > 2*mean {
 				t.Errorf("%d of %d closed in second %d, the mean is %d", now-before, n, tick/10, mean)
 			}
 			window, before = 0, closed()
@@ -309,5 +312,46 @@ func TestReturnWindowSpreadsTheReturns(t *testing.T) {
 		if got < n/bins*8/10 || got > n/bins*12/10 {
 			t.Errorf("%d of %d clients come back in second %d", got, n, i)
 		}
+	}
+}
+
+// lateHijack gives its connection away when Shutdown has ended.
+type lateHijack struct {
+	http.ResponseWriter
+	conn net.Conn
+	srv  *Server
+}
+
+func (h *lateHijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	err := h.srv.Shutdown(context.Background())
+	return h.conn, bufio.NewReadWriter(bufio.NewReader(h.conn), bufio.NewWriter(h.conn)), err
+}
+
+// A request that net/http hands over while the server ends is refused, and its
+// descriptor is not kept.
+func TestHandOverDuringShutdown(t *testing.T) {
+	srv, _ := started(t, Config{})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	peer, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(wstest.Request("tocsin.test", "/ws", wstest.NewKey()))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.ServeHTTP(&lateHijack{httptest.NewRecorder(), conn, srv}, r)
+	_ = peer.SetDeadline(time.Now().Add(patience))
+	if answer, err := io.ReadAll(peer); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 503 ") || srv.conns.Load() != 0 {
+		t.Errorf("%q, %v, %d connections", answer, err, srv.conns.Load())
 	}
 }

@@ -553,7 +553,7 @@ func (w *worker) answer(c *conn, head, early []byte) {
 		want, bad = w.parseWish(r.query)
 	}
 	if bad == nil && w.srv.draining.Load() {
-		bad = &refusal{503, rejectShutdown, "the server is shutting down"}
+		bad = &refusal{503, rejectShutdown, textDraining}
 	}
 	if bad != nil {
 		if bytes.HasPrefix(head, []byte(http.MethodHead+" ")) {
