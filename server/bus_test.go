@@ -118,6 +118,41 @@ func TestBus(t *testing.T) {
 	}
 }
 
+// slowBus publishes when it is told to.
+type slowBus struct {
+	*otherBus
+	began, proceed chan struct{}
+}
+
+func (b *slowBus) Publish(ctx context.Context, p server.Publication) (server.Position, error) {
+	b.began <- struct{}{}
+	<-b.proceed
+	return b.otherBus.Publish(ctx, p)
+}
+
+// What a bus was given does not change when the publisher, who waits no longer,
+// uses its buffer again.
+func TestPublishersBufferIsItsOwn(t *testing.T) {
+	bus := &slowBus{newOtherBus(), make(chan struct{}), make(chan struct{})}
+	srv, addr := serve(t, server.Config{Bus: bus})
+	c, _ := joined(t, addr, "/ws?topics=t")
+	ctx, cancel := context.WithCancel(t.Context())
+	data := []byte(`"mine"`)
+	ended := make(chan error)
+	go func() {
+		_, err := srv.Publish(ctx, "t", server.Message{Data: data, IdempotencyKey: "k"})
+		ended <- err
+	}()
+	<-bus.began
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	copy(data, `"next"`)
+	close(bus.proceed)
+	wantMessage(t, c, "t", `"mine"`)
+}
+
 // A bus that fails is the publisher's and the subscriber's error; connections live.
 func TestBusFails(t *testing.T) {
 	t.Parallel()

@@ -176,6 +176,7 @@ func TestRefusedPublishes(t *testing.T) {
 		"long key":       {topic("t", server.Message{Data: ok, IdempotencyKey: long}), server.ErrBadMessage},
 		"long collapse":  {topic("t", server.Message{Data: ok, CollapseKey: long}), server.ErrBadMessage},
 		"urgency":        {topic("t", server.Message{Data: ok, Urgency: "now"}), server.ErrBadMessage},
+		"rate":           {topic("t", server.Message{Data: ok, Rate: 1}), server.ErrBadMessage},
 		"negative ttl":   {topic("t", server.Message{Data: ok, TTL: -1}), server.ErrBadMessage},
 		"reserved topic": {topic("$all", server.Message{Data: ok}), server.ErrBadMessage},
 		"empty topic":    {topic("", server.Message{Data: ok}), server.ErrBadMessage},
@@ -190,7 +191,7 @@ func TestRefusedPublishes(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, c.got, c.want)
 		}
 	}
-	if st := srv.Stats(); st.PublishRejects["bad_message"] != 13 || st.PublishRejects["too_big"] != 1 || st.PublishRejects["nobody"] != 2 {
+	if st := srv.Stats(); st.PublishRejects["bad_message"] != 14 || st.PublishRejects["too_big"] != 1 || st.PublishRejects["nobody"] != 2 {
 		t.Errorf("rejects %v", st.PublishRejects)
 	}
 }

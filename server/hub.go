@@ -29,6 +29,13 @@ type hub struct {
 	raw           atomic.Int64 // connections that want raw frames
 }
 
+// remote reports whether the bus is one between nodes, which may block and may
+// keep what it is given.
+func (h *hub) remote() bool {
+	_, local := h.bus.(localBus)
+	return !local
+}
+
 // topic is a topic with subscribers, or one that lingers without any. When it is
 // forgotten and somebody subscribes again, it starts with another epoch.
 // Everything but the name is guarded by the topic's stripe of the index.

@@ -25,6 +25,7 @@ type Message struct {
 	// TTL: the message is not sent once this old. 0: no limit.
 	TTL time.Duration
 	// Rate bounds a broadcast to so many deliveries a second. 0: no limit.
+	// Other messages have none.
 	Rate int
 	// Wait says what the call waits for, and so what the Receipt can tell.
 	Wait Wait

@@ -109,7 +109,7 @@ func (srv *Server) placeOnce(ctx context.Context, key onceKey, a *address, m *Me
 // placeFirst places the message of a new entry. Only a bus between nodes may
 // block; it then does so in a goroutine of its own, which outlives ctx.
 func (srv *Server) placeFirst(ctx context.Context, e *onceEntry, a *address, m *Message, b *batch) {
-	if _, local := srv.hub.bus.(localBus); local || a.verb != verbPublish {
+	if a.verb != verbPublish || !srv.hub.remote() {
 		s, err := srv.place(ctx, a, m, b)
 		e.in.placed(e, s, err)
 		return

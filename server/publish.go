@@ -1,11 +1,13 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base32"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -116,6 +118,9 @@ func (srv *Server) begin(ctx context.Context, a *address, m *Message, b *batch) 
 	if err := srv.check(m, b.known(m.Data)); err != nil {
 		return sending{}, err
 	}
+	if m.Rate > 0 && a.verb != verbBroadcast {
+		return sending{}, fmt.Errorf("%w: only a broadcast has a rate", ErrBadMessage)
+	}
 	if b != nil {
 		b.valid = m.Data
 	}
@@ -125,6 +130,9 @@ func (srv *Server) begin(ctx context.Context, a *address, m *Message, b *batch) 
 	key := cmp.Or(m.IdempotencyKey, m.ID)
 	if m.ID == "" {
 		m.ID = srv.newID()
+	}
+	if a.verb == verbPublish && srv.hub.remote() {
+		m.Data = bytes.Clone(m.Data) // the bus may keep it, and the caller may reuse his
 	}
 	if key == "" {
 		return srv.place(ctx, a, m, b)
@@ -329,7 +337,7 @@ func costOf(m *Message) int64 { return int64(len(m.Data)) + 512 }
 func (srv *Server) newMessage(m *Message) *message {
 	out := &message{key: m.CollapseKey, rate: m.Rate, cost: costOf(m), began: srv.kernel.Now()}
 	if m.TTL > 0 {
-		out.expires = out.began + m.TTL
+		out.expires = out.began + min(m.TTL, math.MaxInt64-out.began)
 	}
 	return out
 }
