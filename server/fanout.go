@@ -99,8 +99,12 @@ func (w *worker) walkSome() (more bool) {
 	i := 0
 	for ; i < len(s.walks) && w.exact < deadline; i++ {
 		wk := s.walks[i]
+		if wk == nil { // it has ended, and then the turn panicked
+			continue
+		}
 		switch w.walk(wk, deadline) {
 		case walkEnded:
+			s.walks[i] = nil
 			w.endWalk(wk)
 		case walkMore:
 			more = true
@@ -185,7 +189,7 @@ func (w *worker) nextBatch(wk *walk) bool {
 	n, size := 1, rest[0].m.size()
 	for n < len(rest) && n < batchMessages {
 		m := rest[n].m
-		if m == nil || m.expired(w.exact) != old || size+m.size() > batchBytes {
+		if m == nil || m.expired(w.exact) != old || size+m.size() > batchBytes || old && m.epoch != rest[0].m.epoch {
 			break
 		}
 		size += m.size()

@@ -96,16 +96,36 @@ func (w *worker) lose(c *conn, i int, why dropReason) {
 }
 
 // loseAll drops the messages of c's outbox that are such, unless a part of one
-// has left.
+// has left, and leaves notices in their place. It goes through the queue once,
+// however many there are.
 func (w *worker) loseAll(c *conn, why dropReason, such func(*message) bool) {
 	o := &c.ext.out
-	for i := o.begun(); i < len(o.q); i++ {
-		if m := o.q[i].m; m != nil && such(m) {
-			n := len(o.q)
-			w.lose(c, i, why)
-			i -= n - len(o.q) // no notice of its own took its place
+	q, first := o.q, o.begun()
+	for first < len(q) && (q[first].m == nil || !such(q[first].m)) {
+		first++
+	}
+	if first == len(q) {
+		return
+	}
+	before := o.bytes
+	o.q = q[:first]
+	for _, e := range q[first:] {
+		switch {
+		case e.gap != nil: // may continue the one before it now
+			o.bytes -= len(e.b)
+			o.note(len(o.q), *e.gap, e.queued)
+		case e.m == nil || !such(e.m):
+			o.q = append(o.q, e)
+		default:
+			w.unqueued(e.m, why)
+			o.bytes -= len(e.b)
+			if e.m.topic != nil && c.format != formatRaw {
+				o.note(len(o.q), gapOf(e.m, why), e.queued)
+			}
 		}
 	}
+	clear(q[len(o.q):])
+	w.srv.outboxBytes.Add(int64(o.bytes - before))
 }
 
 // skip tells c that it is not sent the messages of g: behind what waits for

@@ -5,6 +5,7 @@ package server
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"strings"
 	"sync"
@@ -113,16 +114,101 @@ func TestTTL(t *testing.T) {
 	if n := s.srv.Stats().Drops["ttl"]; n != 2 {
 		t.Errorf("%d drops", n)
 	}
+	s.publish("t", Message{Data: []byte("5"), TTL: math.MaxInt64})
+	if got, _ := p.data(); fmt.Sprint(got) != "[5]" {
+		t.Errorf("got %v with the longest TTL there is", got)
+	}
 	// Too old before its turn comes.
-	if _, err := s.srv.Publish(t.Context(), "t", Message{Data: []byte("5"), TTL: time.Second}); err != nil {
+	if _, err := s.srv.Publish(t.Context(), "t", Message{Data: []byte("6"), TTL: time.Second}); err != nil {
 		t.Fatal(err)
 	}
 	s.time += time.Second
 	s.run()
-	if got, _ := p.data(); fmt.Sprint(got) != "[ttl:6-6]" {
+	if got, _ := p.data(); fmt.Sprint(got) != "[ttl:7-7]" {
 		t.Errorf("got %v, a second late", got)
 	}
 	s.check()
+}
+
+// However many messages of a queue are too old, what is left is in order, and
+// each topic is told of each range once.
+func TestQueueOfOldMessages(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	p := s.dial("/ws?topics=a,b")
+	p.drain(0)
+	for i := range 900 {
+		m := Message{Data: fmt.Append(nil, i), TTL: time.Second}
+		if i%300 == 299 {
+			m.TTL = 0
+		}
+		s.publish([]string{"a", "b"}[i%2], m)
+	}
+	s.time += 2 * time.Second
+	p.drain(-1)
+	s.run()
+	s.check()
+	want := "[ttl:1-450 ttl:1-149 299 ttl:151-299 599 ttl:301-449 899]"
+	if got, _ := p.data(); fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+}
+
+// A gap lies in one numbering, also when messages of two are too old together.
+func TestGapDoesNotSpanEpochs(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	p := s.dial("/ws?topics=t")
+	for _, at := range []Position{{8, "x"}, {9, "x"}, {1, "y"}, {2, "y"}} {
+		s.srv.hub.deliver(Publication{Topic: "t", Message: Message{Data: []byte("1"), TTL: time.Second}}, at)
+	}
+	s.time += time.Second
+	s.run()
+	if got, _ := p.data(); fmt.Sprint(got) != "[ttl:8-9 ttl:1-2]" {
+		t.Errorf("got %v", got)
+	}
+	s.check()
+}
+
+// unsubscribeOnce is a bus whose first Unsubscribe panics.
+type unsubscribeOnce struct {
+	localBus
+	panics int
+}
+
+func (b *unsubscribeOnce) Unsubscribe(string) {
+	if b.panics++; b.panics == 1 {
+		panic("a bus that panics")
+	}
+}
+
+// A turn that panics in the middle of its walks leaves the others as they are,
+// each with what it has left to do.
+func TestWalksOutliveAPanic(t *testing.T) {
+	s := newSim(t, 1, Config{TopicLinger: -1})
+	p, q := s.dial("/ws?topics=a,c"), s.dial("/ws?topics=b")
+	s.srv.hub.bus = &unsubscribeOnce{localBus: localBus{s.srv.hub}}
+	for _, topic := range []string{"a", "b", "c"} {
+		if _, err := s.srv.Publish(t.Context(), topic, Message{Data: []byte("1")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q.ends = true // sending fails, and so q leaves its topic
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Fatal("nothing panicked")
+			}
+		}()
+		s.turn(s.srv.shards[0])
+	}()
+	for _, topic := range []string{"a", "c", "a", "c"} {
+		if _, err := s.srv.Publish(t.Context(), topic, Message{Data: []byte("2")}); err != nil {
+			t.Fatal(err)
+		}
+		s.run()
+	}
+	if got, _ := p.data(); len(got) != 6 || s.srv.shards[0].paced != 0 || s.srv.Stats().PublishBytes > 1000 {
+		t.Errorf("got %v, %d paced walks, %d bytes on their way", got, s.srv.shards[0].paced, s.srv.Stats().PublishBytes)
+	}
 }
 
 // The budget takes from those who have something waiting, the longest first;
