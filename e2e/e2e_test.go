@@ -110,7 +110,7 @@ func (c *conn) close() {
 func topic(t *testing.T, a *agent, s *tocsin) {
 	c, _ := a.open(s.ws("?user=ann"))
 	defer c.close()
-	s.post("publish", `{"topic":"news","data":0}`, http.StatusNotFound)
+	s.push("publish", `{"topic":"news","data":0}`, 0)
 	if ok := c.wantOK(`"subscribe":{"topic":"news"}`); ok.Topic != "news" || ok.Epoch == "" {
 		t.Errorf("subscribed: %+v", ok)
 	}
@@ -125,7 +125,7 @@ func topic(t *testing.T, a *agent, s *tocsin) {
 		last = m.Seq
 	}
 	c.wantOK(`"unsubscribe":{"topic":"news"}`)
-	s.post("publish", `{"topic":"news","data":0}`, http.StatusNotFound)
+	s.push("publish", `{"topic":"news","data":0}`, 0)
 }
 
 func topicsInURL(t *testing.T, a *agent, s *tocsin) {
