@@ -143,9 +143,8 @@ func TestABatchThatIsNotOneIsRefusedWhole(t *testing.T) {
 // batch (docs/faults.md P9).
 func TestABatchThatEndsEarlySendsNothing(t *testing.T) {
 	b := &backend{}
-	srv := httptest.NewServer(New(b, Config{}))
-	defer srv.Close()
-	c := dialed(t, srv.Listener.Addr().String(),
+	_, address := listening(t, b, Config{})
+	c := dialed(t, address,
 		"POST /api/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: 100\r\n\r\n{\"topic\":\"a\",\"data\":1}\n")
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)

@@ -17,13 +17,13 @@ import (
 const patience = 30 * time.Second
 
 // listening starts the server of the API and returns its address.
-func listening(t *testing.T, cfg Config) (srv *http.Server, address string) {
+func listening(t *testing.T, b Backend, cfg Config) (srv *http.Server, address string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv = NewServer(&backend{}, cfg)
+	srv = NewServer(b, cfg)
 	go func() { _ = srv.Serve(ln) }()
 	t.Cleanup(func() { srv.Close() })
 	return srv, ln.Addr().String()
@@ -68,7 +68,7 @@ var unsent = []struct {
 // TestABodyThatNobodyWantsIsNotWaitedFor: the timeouts are hours, and all the
 // same each request is answered and its connection ends (docs/faults.md P3 and X3).
 func TestABodyThatNobodyWantsIsNotWaitedFor(t *testing.T) {
-	_, address := listening(t, Config{Keys: []string{"k"}, BodyTimeout: time.Hour, WriteTimeout: time.Hour, IdleTimeout: time.Hour})
+	_, address := listening(t, &backend{}, Config{Keys: []string{"k"}, BodyTimeout: time.Hour, WriteTimeout: time.Hour, IdleTimeout: time.Hour})
 	conns := make([]net.Conn, full(220, 2000))
 	for i := range conns {
 		conns[i] = dialed(t, address, unsent[i%len(unsent)].head)
@@ -95,7 +95,7 @@ func TestABodyThatNobodyWantsIsNotWaitedFor(t *testing.T) {
 // TestARefusedBodyDoesNotEatTheAnswer: who sends its body to the end before it
 // reads finds the answer, not a reset.
 func TestARefusedBodyDoesNotEatTheAnswer(t *testing.T) {
-	_, address := listening(t, Config{Keys: []string{"k"}})
+	_, address := listening(t, &backend{}, Config{Keys: []string{"k"}})
 	const length = 100_000
 	c := dialed(t, address, fmt.Sprintf("POST /api/batch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", length)+strings.Repeat(" ", length))
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
@@ -126,7 +126,7 @@ func pipeline(t *testing.T, address, path string, stuck time.Duration) error {
 // TestAnswersThatNobodyReadsEnd: a client that asks and never reads is gone
 // after the write timeout.
 func TestAnswersThatNobodyReadsEnd(t *testing.T) {
-	_, address := listening(t, Config{WriteTimeout: 300 * time.Millisecond})
+	_, address := listening(t, &backend{}, Config{WriteTimeout: 300 * time.Millisecond})
 	for _, path := range []string{"/metrics", "/healthz", "/nowhere", "/api/users/a"} {
 		if err := pipeline(t, address, path, patience); isTimeout(err) {
 			t.Errorf("%s: the connection lives", path)
@@ -137,7 +137,7 @@ func TestAnswersThatNobodyReadsEnd(t *testing.T) {
 // TestShutdownIsNotHeld: neither an answer that nobody reads nor a body that
 // never comes keeps the process.
 func TestShutdownIsNotHeld(t *testing.T) {
-	srv, address := listening(t, Config{BodyTimeout: time.Hour, WriteTimeout: time.Hour})
+	srv, address := listening(t, &backend{}, Config{BodyTimeout: time.Hour, WriteTimeout: time.Hour})
 	for _, path := range []string{"/metrics", "/healthz"} {
 		if err := pipeline(t, address, path, 500*time.Millisecond); !isTimeout(err) {
 			t.Fatalf("%s: not stuck but ended: %v", path, err)
@@ -162,7 +162,7 @@ func isTimeout(err error) bool {
 
 // TestSlowHeadsAndIdleConnectionsEnd is what NewServer leaves to net/http.
 func TestSlowHeadsAndIdleConnectionsEnd(t *testing.T) {
-	_, address := listening(t, Config{BodyTimeout: 100 * time.Millisecond, IdleTimeout: 100 * time.Millisecond})
+	_, address := listening(t, &backend{}, Config{BodyTimeout: 100 * time.Millisecond, IdleTimeout: 100 * time.Millisecond})
 	for _, sent := range []string{"", "GET /healthz HTT", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"} {
 		if _, err := io.Copy(io.Discard, dialed(t, address, sent)); err != nil {
 			t.Errorf("after %q: %v", sent, err)
@@ -174,14 +174,8 @@ func TestSlowHeadsAndIdleConnectionsEnd(t *testing.T) {
 // answer may take, and so may the next one on that connection.
 func TestALongWaitIsNotCut(t *testing.T) {
 	const limit = 300 * time.Millisecond
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := NewServer(waiting{&backend{}, 3 * limit}, Config{BodyTimeout: limit, WriteTimeout: limit})
-	go func() { _ = srv.Serve(ln) }()
-	defer srv.Close()
-	c := dialed(t, ln.Addr().String(), "")
+	_, address := listening(t, waiting{&backend{}, 3 * limit}, Config{BodyTimeout: limit, WriteTimeout: limit})
+	c := dialed(t, address, "")
 	r := bufio.NewReader(c)
 	for range 2 {
 		fmt.Fprintf(c, "POST /api/broadcast HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{\"data\":1}")
@@ -197,7 +191,7 @@ func TestALongWaitIsNotCut(t *testing.T) {
 
 // TestAProfileMayTakeItsTime: the deadline of a profile is that of its seconds.
 func TestAProfileMayTakeItsTime(t *testing.T) {
-	_, address := listening(t, Config{BodyTimeout: 500 * time.Millisecond, WriteTimeout: 500 * time.Millisecond})
+	_, address := listening(t, &backend{}, Config{BodyTimeout: 500 * time.Millisecond, WriteTimeout: 500 * time.Millisecond})
 	c := dialed(t, address, "GET /debug/pprof/trace?seconds=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil || resp.StatusCode != http.StatusOK {

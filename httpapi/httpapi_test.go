@@ -509,21 +509,13 @@ func TestAGibibyteIsNotRead(t *testing.T) {
 // TestSlowBodiesTimeOut: clients that never finish their body get 408, and keep
 // nobody else from publishing (docs/faults.md P3).
 func TestSlowBodiesTimeOut(t *testing.T) {
-	slow := full(200, 2000)
-	srv := httptest.NewServer(New(&backend{}, Config{BodyTimeout: time.Second}))
-	defer srv.Close()
-	conns := make([]net.Conn, slow)
+	_, address := listening(t, &backend{}, Config{BodyTimeout: time.Second})
+	conns := make([]net.Conn, full(200, 2000))
 	for i := range conns {
-		c, err := net.Dial("tcp", srv.Listener.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		fmt.Fprintf(c, "POST /api/broadcast HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{")
-		conns[i] = c
+		conns[i] = dialed(t, address, "POST /api/broadcast HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{")
 	}
 	for range 100 {
-		resp, err := srv.Client().Post(srv.URL+"/api/broadcast", "application/json", strings.NewReader(`{"data":1}`))
+		resp, err := http.Post("http://"+address+"/api/broadcast", "application/json", strings.NewReader(`{"data":1}`))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -541,24 +533,6 @@ func TestSlowBodiesTimeOut(t *testing.T) {
 		if err != nil || resp.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(body), "api-timeout") {
 			t.Fatalf("status %d: %s %v", resp.StatusCode, body, err)
 		}
-	}
-}
-
-// TestADeadlineEndsWithItsBody: a call that waits longer than a body may take
-// is not cut, nor is the next request on that connection.
-func TestADeadlineEndsWithItsBody(t *testing.T) {
-	const limit = 50 * time.Millisecond
-	srv := httptest.NewServer(New(waiting{&backend{}, 4 * limit}, Config{BodyTimeout: limit}))
-	defer srv.Close()
-	for range 2 {
-		resp, err := srv.Client().Post(srv.URL+"/api/broadcast", "application/json", strings.NewReader(`{"data":1}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatalf("status %d, %v", resp.StatusCode, err)
-		}
-		resp.Body.Close()
 	}
 }
 
