@@ -58,7 +58,7 @@ var refusals = []struct {
 	{codeMediaType, http.StatusUnsupportedMediaType, nil, ""},
 	{codeRate, http.StatusTooManyRequests, nil, ""},
 	{codeBusy, http.StatusTooManyRequests, server.ErrBusy, "Too much is published and not yet delivered, see publish-budget."},
-	{codeInternal, http.StatusInternalServerError, nil, "The server failed, its log says why."},
+	{codeInternal, http.StatusInternalServerError, nil, ""},
 	{codeClosed, http.StatusServiceUnavailable, server.ErrClosed, "The server is shutting down."},
 	{codeUnknown, http.StatusGatewayTimeout, context.Canceled, askAgain},
 	{codeUnknown, http.StatusGatewayTimeout, context.DeadlineExceeded, askAgain},

@@ -73,11 +73,8 @@ func (b *parts) readArray(body []byte) error {
 		elements = append(elements, val)
 		return nil
 	})
-	if p, ok := errors.AsType[*problem](err); ok {
-		return p
-	}
 	if err != nil {
-		return refusef(codeBadRequest, "The body cannot be read: %s.", err)
+		return unreadable(err)
 	}
 	for _, val := range elements {
 		if err := b.add(val); err != nil {
@@ -109,10 +106,7 @@ func (b *parts) add(raw []byte) error {
 		return nil
 	}
 	for _, user := range q.users {
-		p.user, p.err = user, nil
-		if bad := wire.CheckUser(user); bad != nil {
-			p.err = refusef(codeBadRequest, "The %s.", bad.Message)
-		}
+		p.user, p.err = user, named(wire.CheckUser(user))
 		m := q.message
 		m.IdempotencyKey = keyOf(&m, user)
 		b.place(p, server.BatchItem{To: server.Target{User: user}, Message: m})

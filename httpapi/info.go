@@ -42,27 +42,25 @@ func stats(x *exchange) error {
 }
 
 func user(x *exchange) error {
-	name := x.name
-	if bad := wire.CheckUser(name); bad != nil {
-		return refusef(codeBadRequest, "The %s.", bad.Message)
+	if err := named(wire.CheckUser(x.name)); err != nil {
+		return err
 	}
-	conns := x.api.backend.User(name)
+	conns := x.api.backend.User(x.name)
 	if len(conns) == 0 {
 		return server.ErrNobody
 	}
 	x.answerJSON(struct {
 		User        string   `json:"user"`
 		Connections []string `json:"connections"`
-	}{name, conns})
+	}{x.name, conns})
 	return nil
 }
 
 func topic(x *exchange) error {
-	name := x.name
-	if bad := wire.CheckTopic(name); bad != nil {
-		return refusef(codeBadRequest, "The %s.", bad.Message)
+	if err := named(wire.CheckTopic(x.name)); err != nil {
+		return err
 	}
-	at, subscribers, ok := x.api.backend.Topic(name)
+	at, subscribers, ok := x.api.backend.Topic(x.name)
 	if !ok {
 		return server.ErrNobody
 	}
@@ -71,7 +69,7 @@ func topic(x *exchange) error {
 		Seq         uint64 `json:"seq"`
 		Epoch       string `json:"epoch"`
 		Subscribers int    `json:"subscribers"`
-	}{name, at.Seq, at.Epoch, subscribers})
+	}{x.name, at.Seq, at.Epoch, subscribers})
 	return nil
 }
 

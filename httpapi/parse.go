@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -46,36 +47,29 @@ type word struct {
 }
 
 const (
-	maxTTL        = 30 * 24 * time.Hour
-	maxAckTimeout = 10 * time.Minute
-	maxReason     = 123 // bytes that a Close frame has room for
+	maxTTL        = 30 * 24 * 60 * 60 // seconds
+	maxAckTimeout = 10 * 60 * 1000    // milliseconds
+	maxRate       = 1e9               // deliveries a second
+	maxReason     = 123               // bytes that a Close frame has room for
 )
 
 var words = []word{
-	{"topic", onPublish | onItem, "a string", func(q *request, raw []byte) bool { return setText(&q.topic, raw) }},
-	{"user", onPush | onDisconnect | onItem, "a string", func(q *request, raw []byte) bool { return setText(&q.to.User, raw) }},
+	text("topic", onPublish|onItem, func(q *request) *string { return &q.topic }),
+	text("user", onPush|onDisconnect|onItem, func(q *request) *string { return &q.to.User }),
 	{"users", onItem, "a list of at least one string", func(q *request, raw []byte) bool { return setTexts(&q.users, raw) }},
-	{"conn", onPush | onDisconnect | onItem, "a string", func(q *request, raw []byte) bool { return setText(&q.to.Conn, raw) }},
+	text("conn", onPush|onDisconnect|onItem, func(q *request) *string { return &q.to.Conn }),
 	{"data", onMessages, "a JSON value", func(q *request, raw []byte) bool {
 		q.message.Data = raw
 		return true
 	}},
-	{"id", onMessages, "a string", func(q *request, raw []byte) bool { return setText(&q.message.ID, raw) }},
-	{"collapse_key", onMessages, "a string", func(q *request, raw []byte) bool { return setText(&q.message.CollapseKey, raw) }},
-	{"idempotency_key", onMessages, "a string", func(q *request, raw []byte) bool { return setText(&q.message.IdempotencyKey, raw) }},
+	text("id", onMessages, func(q *request) *string { return &q.message.ID }),
+	text("collapse_key", onMessages, func(q *request) *string { return &q.message.CollapseKey }),
+	text("idempotency_key", onMessages, func(q *request) *string { return &q.message.IdempotencyKey }),
 	{"urgency", onMessages, "very-low, low, normal or high", func(q *request, raw []byte) bool {
 		return setText(&q.message.Urgency, raw) && slices.Contains(urgencies, q.message.Urgency)
 	}},
-	{"ttl", onMessages, "a whole number of seconds from 1 to 2592000", func(q *request, raw []byte) bool {
-		n, ok := number(raw, int64(maxTTL/time.Second))
-		q.message.TTL = time.Duration(n) * time.Second
-		return ok
-	}},
-	{"rate", onBroadcast, "a whole number of deliveries a second from 1 to 1000000000", func(q *request, raw []byte) bool {
-		n, ok := number(raw, 1e9)
-		q.message.Rate = int(n)
-		return ok
-	}},
+	whole("ttl", onMessages, "seconds", maxTTL, func(q *request, n int64) { q.message.TTL = time.Duration(n) * time.Second }),
+	whole("rate", onBroadcast, "deliveries a second", maxRate, func(q *request, n int64) { q.message.Rate = int(n) }),
 	{"wait", onMessages, "none or sent, and ack only for /api/push", func(q *request, raw []byte) bool {
 		var s string
 		i := -1
@@ -85,17 +79,13 @@ var words = []word{
 		q.message.Wait = server.Wait(max(i, 0))
 		return i >= 0
 	}},
-	{"timeout_ms", onPush, "a whole number of milliseconds from 1 to 600000", func(q *request, raw []byte) bool {
-		n, ok := number(raw, int64(maxAckTimeout/time.Millisecond))
-		q.message.AckTimeout = time.Duration(n) * time.Millisecond
-		return ok
-	}},
+	whole("timeout_ms", onPush, "milliseconds", maxAckTimeout, func(q *request, n int64) { q.message.AckTimeout = time.Duration(n) * time.Millisecond }),
 	{"code", onDisconnect, "a close code: 1000, or 3000 to 4999", func(q *request, raw []byte) bool {
 		n, ok := number(raw, 4999)
 		q.code = wire.CloseCode(n)
 		return ok && q.code.ForApps()
 	}},
-	{"reason", onDisconnect, "a string of at most 123 bytes", func(q *request, raw []byte) bool {
+	{"reason", onDisconnect, fmt.Sprintf("a string of at most %d bytes", maxReason), func(q *request, raw []byte) bool {
 		return setText(&q.reason, raw) && len(q.reason) <= maxReason
 	}},
 }
@@ -112,6 +102,20 @@ var (
 		return m
 	}()
 )
+
+// text is a word for a string.
+func text(name string, on routes, field func(*request) *string) word {
+	return word{name, on, "a string", func(q *request, raw []byte) bool { return setText(field(q), raw) }}
+}
+
+// whole is a word for a whole number of something.
+func whole(name string, on routes, of string, most int64, set func(*request, int64)) word {
+	return word{name, on, fmt.Sprintf("a whole number of %s from 1 to %d", of, most), func(q *request, raw []byte) bool {
+		n, ok := number(raw, most)
+		set(q, n)
+		return ok
+	}}
+}
 
 // setText makes field the JSON string raw, which is JSON.
 func setText(field *string, raw []byte) bool {
@@ -174,12 +178,25 @@ func parse(body []byte, on routes) (*request, error) {
 		return nil
 	})
 	if err != nil {
-		if p, ok := errors.AsType[*problem](err); ok {
-			return nil, p
-		}
-		return nil, refusef(codeBadRequest, "The body cannot be read: %s.", err)
+		return nil, unreadable(err)
 	}
 	return q, q.check(on)
+}
+
+// unreadable returns why a body is refused that could not be walked.
+func unreadable(err error) error {
+	if p, ok := errors.AsType[*problem](err); ok {
+		return p
+	}
+	return refusef(codeBadRequest, "The body cannot be read: %s.", err)
+}
+
+// named returns why a name is refused, nil if it is not.
+func named(bad *wire.Error) error {
+	if bad == nil {
+		return nil
+	}
+	return refusef(codeBadRequest, "The %s.", bad.Message)
 }
 
 func place(on routes) string {
@@ -218,14 +235,11 @@ func (q *request) check(on routes) error {
 	if err := q.checkAddress(on); err != nil {
 		return err
 	}
-	var bad *wire.Error
-	if q.topic != "" {
-		bad = wire.CheckTopic(q.topic)
-	} else if q.to.User != "" {
-		bad = wire.CheckUser(q.to.User)
-	}
-	if bad != nil {
-		return refusef(codeBadRequest, "The %s.", bad.Message)
+	switch {
+	case q.topic != "":
+		return named(wire.CheckTopic(q.topic))
+	case q.to.User != "":
+		return named(wire.CheckUser(q.to.User))
 	}
 	return nil
 }

@@ -64,7 +64,7 @@ func (a *api) addRoutes() {
 		if prefix, _, ok := strings.Cut(rt.path, "{"); ok {
 			rt.prefix = prefix
 			a.prefixes = append(a.prefixes, rt)
-		} else if rt != a.nowhere {
+		} else {
 			a.exact[rt.path] = rt
 		}
 		rt.ok = a.metrics.requests.WithLabelValues(rt.path, "200", "ok")
