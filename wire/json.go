@@ -113,7 +113,7 @@ func skipValue(b []byte, i, depth int) (int, error) {
 		if depth <= 0 {
 			return i, errDepth
 		}
-		return skipArray(b, i+1, depth-1)
+		return walkArray(b, i, depth-1, nil)
 	case c == '-' || c >= '0' && c <= '9':
 		return skipNumber(b, i)
 	}
@@ -125,24 +125,29 @@ func skipValue(b []byte, i, depth int) (int, error) {
 	return i, errJSON
 }
 
-func skipArray(b []byte, i, depth int) (int, error) {
-	if i = skipSpace(b, i); i < len(b) && b[i] == ']' {
+// walkArray returns the index behind the array that starts at i, whose elements
+// may have depth levels. It calls yield, if there is one, for each of them and
+// stops at its first error.
+func walkArray(b []byte, i, depth int, yield func(val []byte) error) (int, error) {
+	if i = skipSpace(b, i+1); i < len(b) && b[i] == ']' {
 		return i + 1, nil
 	}
 	for {
-		var err error
-		if i, err = skipValue(b, skipSpace(b, i), depth); err != nil {
-			return i, err
+		end, err := skipValue(b, i, depth)
+		if err == nil && yield != nil {
+			err = yield(b[i:end])
 		}
-		switch i = skipSpace(b, i); {
-		case i >= len(b):
-			return i, errJSON
-		case b[i] == ']':
+		if err != nil {
+			return end, err
+		}
+		switch i = skipSpace(b, end); {
+		case i < len(b) && b[i] == ',':
+			i = skipSpace(b, i+1)
+		case i < len(b) && b[i] == ']':
 			return i + 1, nil
-		case b[i] != ',':
+		default:
 			return i, errJSON
 		}
-		i++
 	}
 }
 

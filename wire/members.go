@@ -22,47 +22,30 @@ func Members(b []byte, yield func(key, val []byte) error) error {
 	}
 	for {
 		key, val, done, err := f.next()
-		if err == nil && !done {
-			err = yield(key, val)
+		switch {
+		case err != nil:
+			return err
+		case done:
+			return checkEnd(b, f.i)
 		}
-		if err != nil {
+		if err := yield(key, val); err != nil {
 			return err
 		}
-		if done {
-			break
-		}
 	}
-	return checkEnd(b, f.i)
 }
 
 // Elements calls yield for each element of the JSON array b, under the rules
 // of [Members]. Each element may have [MaxDepth] levels.
 func Elements(b []byte, yield func(val []byte) error) error {
-	i := skipSpace(b, 0)
-	if i == len(b) || b[i] != '[' {
+	start := skipSpace(b, 0)
+	if start == len(b) || b[start] != '[' {
 		return whyNot(b, errArray)
 	}
-	i = skipSpace(b, i+1)
-	if i < len(b) && b[i] == ']' {
-		return checkEnd(b, i+1)
+	end, err := walkArray(b, start, MaxDepth, yield)
+	if err != nil {
+		return err
 	}
-	for {
-		end, err := skipValue(b, i, MaxDepth)
-		if err == nil {
-			err = yield(b[i:end])
-		}
-		if err != nil {
-			return err
-		}
-		switch i = skipSpace(b, end); {
-		case i < len(b) && b[i] == ',':
-			i = skipSpace(b, i+1)
-		case i < len(b) && b[i] == ']':
-			return checkEnd(b, i+1)
-		default:
-			return errJSON
-		}
-	}
+	return checkEnd(b, end)
 }
 
 // whyNot returns err if b is JSON all the same.
