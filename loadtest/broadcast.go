@@ -66,8 +66,8 @@ func (p *publisher) aim(s *session, sub *subject, rounds int) error {
 	if rounds < 1 || rounds > 1<<16 || p.Late <= 0 || p.Wait < 0 {
 		return usagef("--rounds must be 1 to %d, --late more than 0, --wait not negative", 1<<16)
 	}
-	if p.Size < minPayload || p.Size > 1<<20 {
-		return usagef("--size must be %d to %d bytes", minPayload, 1<<20)
+	if err := checkSize(p.Size); err != nil {
+		return err
 	}
 	p.Wait = patience(p.Wait, s.N)
 	where := p.Trigger
@@ -165,14 +165,11 @@ func (p *publisher) metric(ctx context.Context, name string) (float64, error) {
 // minPayload is what a payload needs: the stamp, in JSON.
 const minPayload = 80
 
-// payload makes the message of a round, size bytes of JSON.
-func payload(run string, seq, size int) []byte {
-	b := appendStamp([]byte(`{"loadtest":"`), run, seq, nanos())
-	b = append(b, `","pad":"`...)
-	for len(b) < size-2 {
-		b = append(b, '.')
+func checkSize(payload int) error {
+	if payload < minPayload || payload > 1<<20 {
+		return usagef("--size must be %d to %d bytes", minPayload, 1<<20)
 	}
-	return append(b, `"}`...)
+	return nil
 }
 
 func newRun() string { return strconv.FormatUint(rand.Uint64()>>24, 36) }
@@ -268,7 +265,7 @@ func (b *broadcast) one(ctx context.Context, s *session, sub *subject, all *fanO
 	}
 	spent := sub.meter()
 	sent := nanos()
-	published := sub.publish(ctx, payload(b.run, b.seq, b.Size))
+	published := sub.publish(ctx, appendPayload(nil, b.Size, b.run, b.seq, nanos()))
 	if published != nil {
 		cancel()
 	}

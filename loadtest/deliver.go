@@ -28,12 +28,28 @@ type delivery struct {
 	begun    bool
 }
 
-// A payload of a run holds, anywhere, and so that JSON has nothing to escape
-// in it: ~run.sequence.nanoseconds~ padded to its size.
-func appendStamp(dst []byte, run string, seq int, at int64) []byte {
+// appendPayload appends size bytes of JSON with a stamp.
+func appendPayload(dst []byte, size int, run string, number int, more ...int64) []byte {
+	end := len(dst) + size
+	dst = appendStamp(append(dst, `{"loadtest":"`...), run, number, more...)
+	dst = append(dst, `","pad":"`...)
+	for len(dst) < end-2 {
+		dst = append(dst, '.')
+	}
+	return append(dst, `"}`...)
+}
+
+// appendStamp appends what a payload of a run holds, anywhere, and so that JSON
+// has nothing to escape in it: ~run.number.nanoseconds~, the time when it was
+// sent; for a push ~run.number.connection.nanoseconds~, the connection that it
+// is for and the time when it was due.
+func appendStamp(dst []byte, run string, number int, more ...int64) []byte {
 	dst = append(append(append(dst, '~'), run...), '.')
-	dst = append(strconv.AppendInt(dst, int64(seq), 10), '.')
-	return append(strconv.AppendInt(dst, at, 10), '~')
+	dst = strconv.AppendInt(dst, int64(number), 10)
+	for _, n := range more {
+		dst = strconv.AppendInt(append(dst, '.'), n, 10)
+	}
+	return append(dst, '~')
 }
 
 // arm begins a run.
@@ -51,14 +67,11 @@ func (e *engine) arm(o *order) {
 
 // take counts b if it belongs to the run.
 func (d *delivery) take(e *engine, i int, c *conn, b []byte) bool {
-	if d.mark == nil {
+	_, rest, ok := bytes.Cut(b, d.mark)
+	if d.mark == nil || !ok {
 		return false
 	}
-	at := bytes.Index(b, d.mark)
-	if at < 0 {
-		return false
-	}
-	seq, rest := number(b[at+len(d.mark):])
+	seq, rest := number(rest)
 	sent, _ := number(rest)
 	if seq < 1 || seq > int64(d.rounds) || (i+1)*d.words > len(d.seen) {
 		return false
@@ -75,11 +88,7 @@ func (d *delivery) take(e *engine, i int, c *conn, b []byte) bool {
 	if now-sent > d.late {
 		e.total.Late++
 	}
-	if uint32(seq) < c.high {
-		e.total.Misordered++
-	} else {
-		c.high = uint32(seq)
-	}
+	e.follow(c, seq)
 	d.got[seq]++
 	d.last[seq] = now
 	if int(seq) == d.seq {
@@ -89,6 +98,15 @@ func (d *delivery) take(e *engine, i int, c *conn, b []byte) bool {
 		d.want--
 	}
 	return true
+}
+
+// follow counts a delivery that comes behind a later one of its connection.
+func (e *engine) follow(c *conn, number int64) {
+	if uint32(number) < c.high {
+		e.total.Misordered++
+	} else {
+		c.high = uint32(number)
+	}
 }
 
 // number reads digits and skips what ends them.

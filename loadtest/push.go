@@ -67,10 +67,11 @@ func (p *pushing) aim(s *session, sub *subject) error {
 	switch {
 	case p.Publishers < 1 || p.PushRate < 0 || p.Batch < 0 || p.Duration <= 0 || p.Wait < 0:
 		return usagef("--publishers must be at least 1, --duration more than 0, --push-rate, --batch and --wait not negative")
-	case p.Size < minPayload || p.Size > 1<<20:
-		return usagef("--size must be %d to %d bytes", minPayload, 1<<20)
 	case p.PushRate > 0 && p.PushRate*p.Duration.Seconds() > maxPushes:
 		return usagef("--push-rate and --duration make more than %s pushes", thousands(maxPushes))
+	}
+	if err := checkSize(p.Size); err != nil {
+		return err
 	}
 	p.Wait = patience(p.Wait, s.N)
 	p.Publishers = min(p.Publishers, s.N)

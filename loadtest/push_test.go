@@ -278,18 +278,18 @@ func TestPushesAreCountedExactly(t *testing.T) {
 	e.plan.First = 10
 	e.expectPushes(&order{Run: "run"})
 	say := func(i, n, to int) {
-		e.message(i, &e.conns[i], appendPushStamp([]byte(`{"data":"`), "run", n, to, nanos()))
+		e.message(i, &e.conns[i], appendStamp([]byte(`{"data":"`), "run", n, int64(to), nanos()))
 	}
 	say(0, 7, 10)
 	say(0, 9, 10)
 	say(0, 8, 10) // out of order
 	say(0, 9, 10) // doubled
 	say(1, 1, 11)
-	say(1, 2, 10)                                                      // foreign
-	say(2, 100_000, 12)                                                // far ahead
-	say(2, maxPushes+1, 12)                                            // no number of ours
-	say(2, 0, 12)                                                      // nor that
-	e.message(2, &e.conns[2], appendPushStamp(nil, "other", 3, 12, 1)) // of another round
+	say(1, 2, 10)                                                  // foreign
+	say(2, 100_000, 12)                                            // far ahead
+	say(2, maxPushes+1, 12)                                        // no number of ours
+	say(2, 0, 12)                                                  // nor that
+	e.message(2, &e.conns[2], appendStamp(nil, "other", 3, 12, 1)) // of another round
 	if c := e.total; c.Delivered != 5 || c.Doubled != 1 || c.Misordered != 1 || c.Foreign != 1 {
 		t.Errorf("%+v", c)
 	}

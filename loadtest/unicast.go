@@ -2,10 +2,7 @@
 
 package main
 
-import (
-	"bytes"
-	"strconv"
-)
+import "bytes"
 
 // unicast follows the pushes of one round, each of which is for one
 // connection, exactly: a bit for each by its number.
@@ -18,16 +15,6 @@ type unicast struct {
 // maxPushes bounds the numbers of a round, which come from the server.
 const maxPushes = 1 << 30
 
-// A push holds, anywhere, and so that JSON has nothing to escape in it:
-// ~run.number.connection.nanoseconds~ where the connection is the one it is
-// for, and the time when it was due.
-func appendPushStamp(dst []byte, run string, number, to int, due int64) []byte {
-	dst = append(append(append(dst, '~'), run...), '.')
-	dst = append(strconv.AppendInt(dst, int64(number), 10), '.')
-	dst = append(strconv.AppendInt(dst, int64(to), 10), '.')
-	return append(strconv.AppendInt(dst, due, 10), '~')
-}
-
 // expectPushes begins a round.
 func (e *engine) expectPushes(o *order) {
 	e.unicast = unicast{mark: []byte("~" + o.Run + "."), phase: e.begin()}
@@ -39,14 +26,11 @@ func (e *engine) expectPushes(o *order) {
 // take counts b if it is a push of the round. A push for another connection
 // is foreign, and has not come.
 func (u *unicast) take(e *engine, i int, c *conn, b []byte) bool {
-	if u.mark == nil {
+	_, rest, ok := bytes.Cut(b, u.mark)
+	if u.mark == nil || !ok {
 		return false
 	}
-	at := bytes.Index(b, u.mark)
-	if at < 0 {
-		return false
-	}
-	n, rest := number(b[at+len(u.mark):])
+	n, rest := number(rest)
 	to, rest := number(rest)
 	due, _ := number(rest)
 	switch {
@@ -65,11 +49,7 @@ func (u *unicast) take(e *engine, i int, c *conn, b []byte) bool {
 	u.came[n/8] |= 1 << (n % 8)
 	e.total.Delivered++
 	e.record(histPush, nanos()-due)
-	if uint32(n) < c.high {
-		e.total.Misordered++
-	} else {
-		c.high = uint32(n)
-	}
+	e.follow(c, n)
 	return true
 }
 

@@ -188,14 +188,8 @@ func (v *volley) appendPush(dst []byte, p, x int, due int64) []byte {
 		}
 		dst = append(dst, part...)
 	}
-	dst = append(dst, `,"data":{"loadtest":"`...)
-	data := len(dst) - len(`{"loadtest":"`)
-	dst = appendPushStamp(dst, v.run, x*publishers+p+1, to, due)
-	dst = append(dst, `","pad":"`...)
-	for len(dst)-data < v.size-2 {
-		dst = append(dst, '.')
-	}
-	return append(dst, "\"}}\n"...)
+	dst = appendPayload(append(dst, `,"data":`...), v.size, v.run, x*publishers+p+1, int64(to), due)
+	return append(dst, "}\n"...)
 }
 
 // note counts the answer to a request and adds the fates of its pushes.
