@@ -128,8 +128,8 @@ func (p *Pool[T]) Queued() int {
 }
 
 // Release refuses new tasks, waits until those that were accepted have run and
-// ends the workers. It gives up waiting when ctx ends; tasks that still run
-// then go on.
+// ends the workers. It gives up waiting when ctx ends; tasks that were accepted
+// then go on, and the workers end after them.
 func (p *Pool[T]) Release(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.released {
@@ -140,7 +140,10 @@ func (p *Pool[T]) Release(ctx context.Context) error {
 	select {
 	case <-p.quiet:
 	case <-ctx.Done():
-		p.ants.Release()
+		go func() { // not before: a task may be on its way to a worker, and ants would refuse it
+			<-p.quiet
+			p.ants.Release()
+		}()
 		return fmt.Errorf("release worker pool: %w", ctx.Err())
 	}
 	if err := p.ants.ReleaseContext(ctx); err != nil && !errors.Is(err, ants.ErrPoolClosed) {

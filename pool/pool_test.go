@@ -230,3 +230,36 @@ func BenchmarkSubmit(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+// TestReleaseThatGivesUpRefusesNoAcceptedTask: a task may be on its way to a
+// worker when the wait for it ends.
+func TestReleaseThatGivesUpRefusesNoAcceptedTask(t *testing.T) {
+	canceled, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 200 {
+		const submitters = 16
+		var accepted, ran atomic.Int64
+		p, err := New(submitters, submitters, func(int, int) { ran.Add(1) }, func(int, any, []byte) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		for i := range submitters {
+			all.Go(func() {
+				if p.Submit(i) {
+					accepted.Add(1)
+				}
+			})
+		}
+		_ = p.Release(canceled)
+		all.Wait()
+		select {
+		case <-p.quiet:
+		case <-time.After(patience):
+			t.Fatal("a task does not end")
+		}
+		if ran.Load() != accepted.Load() {
+			t.Fatalf("%d of %d accepted tasks ran", ran.Load(), accepted.Load())
+		}
+	}
+}
