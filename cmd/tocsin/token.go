@@ -69,6 +69,8 @@ func (k *keyring) verify(token string) (user string, err error) {
 		return "", errNoToken
 	case len(token) > maxToken:
 		return "", errLongToken
+	case strings.ContainsAny(token, "\r\n"):
+		return "", errBadToken // encoding/base64 would skip them
 	}
 	var keys jwt.VerificationKeySet
 	for _, key := range k.APIKey {
@@ -118,6 +120,10 @@ func (c *claims) UnmarshalJSON(text []byte) (err error) {
 	if sub, ok := named["sub"]; ok {
 		if err := json.Unmarshal(sub, &c.Subject); err != nil {
 			return err
+		}
+		// encoding/json puts U+FFFD for half a surrogate pair, so two names would be one.
+		if strings.ContainsRune(c.Subject, utf8.RuneError) {
+			return errBadToken
 		}
 	}
 	if c.ExpiresAt, err = numericDate(named["exp"]); err != nil {
