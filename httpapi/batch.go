@@ -30,7 +30,7 @@ type parts struct {
 // batch places many messages in order and answers with a line for each. All of
 // the body is read and checked before the first of them is placed.
 func batch(x *exchange) error {
-	body, err := x.readBody(bodyRule{[]string{jsonType, linesType}, x.api.cfg.MaxBatch, "send several batches"})
+	body, err := x.readBody(bodyRule{[]string{jsonType, linesType}, x.api.cfg.MaxBatch, "send several batches or see api-max-batch"})
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (b *parts) add(raw []byte) error {
 }
 
 func (b *parts) tooMany() error {
-	return refusef(codeTooMany, "The batch has more than %d messages, send several batches.", b.cfg.MaxBatchItems)
+	return refusef(codeTooMany, "The batch has more than %d messages, send several batches or see api-max-batch-items.", b.cfg.MaxBatchItems)
 }
 
 func (b *parts) place(p part, item server.BatchItem) {

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Every wait for a peer has a deadline. net/http's own cover a whole request
@@ -46,15 +48,20 @@ func (x *exchange) leaveBody() {
 // a second. It does not listen: call its Serve.
 func NewServer(backend Backend, cfg Config) *http.Server {
 	a := newAPI(backend, cfg)
-	open := &connections{}
+	open := &connections{
+		max: a.cfg.MaxConnections, log: a.cfg.Logger, tell: rate.Sometimes{Interval: time.Minute},
+		open: make(map[net.Conn]struct{}),
+	}
 	srv := &http.Server{
-		Handler:           a,
-		ReadHeaderTimeout: a.cfg.BodyTimeout,
-		WriteTimeout:      a.cfg.WriteTimeout, // of net/http's own answers
-		IdleTimeout:       a.cfg.IdleTimeout,
-		MaxHeaderBytes:    16 << 10,
-		ConnState:         open.changed,
-		ErrorLog:          slog.NewLogLogger(a.cfg.Logger.Handler(), slog.LevelWarn),
+		Handler:        a,
+		ReadTimeout:    a.cfg.BodyTimeout,  // of a head, and of what net/http answers by itself
+		WriteTimeout:   a.cfg.WriteTimeout, // of those answers
+		IdleTimeout:    a.cfg.IdleTimeout,
+		MaxHeaderBytes: 16 << 10,
+		ConnState:      open.changed,
+		// A request for * is one like others, with no path that there is.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(a.cfg.Logger.Handler(), slog.LevelWarn),
 	}
 	srv.RegisterOnShutdown(func() {
 		a.leaving.Store(true)
@@ -63,13 +70,20 @@ func NewServer(backend Backend, cfg Config) *http.Server {
 	return srv
 }
 
-// connections are the open ones of an [http.Server].
+// connections are the open ones of an [http.Server], which share the process's
+// descriptors with those of the clients.
 type connections struct {
+	// Static after NewServer.
+	max  int
+	log  *slog.Logger
+	tell rate.Sometimes // that there are too many
+
 	mu   sync.Mutex
 	open map[net.Conn]struct{}
 }
 
-// changed is a server's ConnState.
+// changed is a server's ConnState. It closes a new connection that is one too
+// many.
 func (o *connections) changed(c net.Conn, state http.ConnState) {
 	if state == http.StateActive || state == http.StateIdle {
 		return
@@ -80,8 +94,12 @@ func (o *connections) changed(c net.Conn, state http.ConnState) {
 		delete(o.open, c)
 		return
 	}
-	if o.open == nil {
-		o.open = make(map[net.Conn]struct{})
+	if len(o.open) >= o.max {
+		_ = c.Close()
+		o.tell.Do(func() {
+			o.log.Warn("the API has too many connections, new ones are closed", "api-max-connections", o.max)
+		})
+		return
 	}
 	o.open[c] = struct{}{}
 }

@@ -61,6 +61,7 @@ var unsent = []struct {
 	{404, "POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"},
 	{405, "POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"},
 	{405, "PUT /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\nTransfer-Encoding: chunked\r\n\r\n"},
+	{404, "OPTIONS * HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"},
 	{413, "POST /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\nContent-Type: application/json\r\nContent-Length: 200000\r\n\r\n"},
 	{415, "POST /api/publish HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n"},
 }
@@ -166,6 +167,56 @@ func TestSlowHeadsAndIdleConnectionsEnd(t *testing.T) {
 	for _, sent := range []string{"", "GET /healthz HTT", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"} {
 		if _, err := io.Copy(io.Discard, dialed(t, address, sent)); err != nil {
 			t.Errorf("after %q: %v", sent, err)
+		}
+	}
+}
+
+// TestABodyBehindAFailedExpectationEnds: net/http answers such a request by
+// itself and then waits for its body (docs/faults.md P3).
+func TestABodyBehindAFailedExpectationEnds(t *testing.T) {
+	_, address := listening(t, Config{BodyTimeout: 100 * time.Millisecond})
+	for _, body := range []string{"Content-Length: 10", "Transfer-Encoding: chunked"} {
+		c := dialed(t, address, "POST /api/publish HTTP/1.1\r\nHost: x\r\nExpect: something\r\n"+body+"\r\n\r\n")
+		answer, err := io.ReadAll(c)
+		if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 417 ") {
+			t.Errorf("%s: %q, %v", body, answer, err)
+		}
+	}
+}
+
+// TestConnectionsOverTheBoundAreClosed: the descriptors of the process are the
+// clients' too. Who was there first is served, and a place that is left is
+// somebody else's (docs/faults.md X3).
+func TestConnectionsOverTheBoundAreClosed(t *testing.T) {
+	const request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+	_, address := listening(t, Config{MaxConnections: 3})
+	served := func(c net.Conn) bool {
+		_, err := io.WriteString(c, request)
+		if err != nil {
+			return false
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		return err == nil && resp.StatusCode == http.StatusOK
+	}
+	var conns []net.Conn
+	for range 3 {
+		conns = append(conns, dialed(t, address, ""))
+		if !served(conns[len(conns)-1]) {
+			t.Fatal("not served")
+		}
+	}
+	for range 5 {
+		if served(dialed(t, address, "")) {
+			t.Fatal("one too many is served")
+		}
+	}
+	if !served(conns[0]) {
+		t.Fatal("who was there is not served any more")
+	}
+	conns[1].Close()
+	for deadline := time.Now().Add(patience); !served(dialed(t, address, "")); {
+		if time.Now().After(deadline) {
+			t.Fatal("the place that was left stays empty")
 		}
 	}
 }

@@ -51,6 +51,9 @@ type Config struct {
 	// MaxBatchItems bounds the messages of a batch; one for each user where it
 	// lists users. Default 10,000.
 	MaxBatchItems int
+	// MaxConnections bounds the open connections, for [NewServer]; more are
+	// closed at once. Default 1,000.
+	MaxConnections int
 	// BodyTimeout bounds the time from the first to the last byte of a body,
 	// and for [NewServer] that of a head. Default 10 s.
 	BodyTimeout time.Duration
@@ -74,6 +77,7 @@ func (c *Config) fill() {
 	setDefault(&c.MaxPublish, 64<<10)
 	setDefault(&c.MaxBatch, 8<<20)
 	setDefault(&c.MaxBatchItems, 10_000)
+	setDefault(&c.MaxConnections, 1000)
 	setDefault(&c.BodyTimeout, 10*time.Second)
 	setDefault(&c.WriteTimeout, 10*time.Second)
 	setDefault(&c.IdleTimeout, 2*time.Minute)

@@ -115,6 +115,9 @@ func profile(h http.HandlerFunc, standard float64) handler {
 				return refusef(codeBadRequest, "The parameter seconds must be a number from 0 to %d.", maxProfile)
 			}
 		}
+		if x.r.ContentLength == 0 { // else it is the deadline of a body
+			_ = x.control.SetReadDeadline(time.Time{})
+		}
 		x.setWriteDeadline(x.start.Add(time.Duration(max(seconds, standard) * float64(time.Second))))
 		return serve(x)
 	}

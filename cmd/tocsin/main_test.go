@@ -556,6 +556,25 @@ func TestHangupDrains(t *testing.T) {
 }
 
 // TestListensWhereItIsTold: 0.0.0.0 is IPv4, and what is logged can be dialed.
+// TestSettingsOfTheAPIReachIt: a refusal names the setting that it follows.
+func TestSettingsOfTheAPIReachIt(t *testing.T) {
+	p := serve(t, "--dev", "--api-max-batch=100B", "--api-max-batch-items=2")
+	for _, c := range []struct{ body, want string }{
+		{`[{"data":1},{"data":1},{"data":1}]`, "more than 2 messages, send several batches or see api-max-batch-items"},
+		{`[` + strings.Repeat(" ", 100) + `]`, "more than 100 bytes, send several batches or see api-max-batch"},
+	} {
+		resp, err := http.Post(p.api+"/api/batch", "application/json", strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusRequestEntityTooLarge || !strings.Contains(string(answer), c.want) {
+			t.Errorf("%s: %d %s, %v", c.body, resp.StatusCode, answer, err)
+		}
+	}
+}
+
 func TestListensWhereItIsTold(t *testing.T) {
 	for _, c := range []struct{ address, host, reach string }{
 		{"0.0.0.0:0", "0.0.0.0", "localhost"},

@@ -115,6 +115,7 @@ func listen(key, address string) (net.Listener, error) {
 func (s *service) newAPI() *http.Server {
 	cfg := httpapi.Config{
 		Keys: s.APIKey, KeyRate: s.APIRate, MaxPublish: s.maxPublish(),
+		MaxBatch: s.APIMaxBatch, MaxBatchItems: s.APIMaxBatchItems, MaxConnections: s.APIMaxConnections,
 		BodyTimeout: s.APITimeout, WriteTimeout: s.APITimeout,
 		Ready:  func() bool { return !s.leaving.Load() },
 		Logger: s.log,

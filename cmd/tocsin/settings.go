@@ -43,7 +43,10 @@ type settings struct {
 	IdempotencyBudget int64         `group:"publish" type:"size" min:"1" max:"1024TiB" default:"32MiB" help:"Bytes of remembered idempotency keys; over it the oldest are forgotten early."`
 	LingerBudget      int64         `group:"publish" type:"size" min:"1" max:"1024TiB" default:"32MiB" help:"Bytes of topics that linger; over it those that linger longest are forgotten early."`
 	APIRate           int           `group:"publish" type:"count" min:"1" max:"1000000" word:"off" default:"off" help:"Requests a second with one API key; more gets 429."`
-	APITimeout        time.Duration `group:"publish" type:"duration" min:"10ms" max:"24h" default:"10s" help:"An API request's head, and its body, from first to last byte."`
+	APIMaxBatch       int           `group:"publish" type:"size" min:"1" max:"1GiB" default:"8MiB" help:"Bytes of a batch; more gets 413."`
+	APIMaxBatchItems  int           `group:"publish" type:"count" min:"1" max:"1000000" default:"10000" help:"Messages of a batch; more gets 413."`
+	APIMaxConnections int           `group:"publish" type:"count" min:"1" max:"1073741824" default:"1000" help:"Connections of the API at once; more are closed."`
+	APITimeout        time.Duration `group:"publish" type:"duration" min:"10ms" max:"24h" default:"10s" help:"An API request's head, and its body, from first to last byte; and the sending of an answer."`
 
 	HandshakeTimeout time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"5s" help:"Accept to the end of the request's head."`
 	AuthTimeout      time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"8s" help:"The head to the answer, authentication included."`
