@@ -174,7 +174,7 @@ func TestSlowHeadsAndIdleConnectionsEnd(t *testing.T) {
 // TestABodyBehindAFailedExpectationEnds: net/http answers such a request by
 // itself and then waits for its body (docs/faults.md P3).
 func TestABodyBehindAFailedExpectationEnds(t *testing.T) {
-	_, address := listening(t, Config{BodyTimeout: 100 * time.Millisecond})
+	_, address := listening(t, &backend{}, Config{BodyTimeout: 100 * time.Millisecond})
 	for _, body := range []string{"Content-Length: 10", "Transfer-Encoding: chunked"} {
 		c := dialed(t, address, "POST /api/publish HTTP/1.1\r\nHost: x\r\nExpect: something\r\n"+body+"\r\n\r\n")
 		answer, err := io.ReadAll(c)
@@ -189,7 +189,7 @@ func TestABodyBehindAFailedExpectationEnds(t *testing.T) {
 // somebody else's (docs/faults.md X3).
 func TestConnectionsOverTheBoundAreClosed(t *testing.T) {
 	const request = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-	_, address := listening(t, Config{MaxConnections: 3})
+	_, address := listening(t, &backend{}, Config{MaxConnections: 3})
 	served := func(c net.Conn) bool {
 		_, err := io.WriteString(c, request)
 		if err != nil {
