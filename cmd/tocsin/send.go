@@ -166,7 +166,6 @@ type device struct{ Status string }
 type refusal struct {
 	status string // 404 Not Found
 	Detail string
-	Code   string // stable word for Detail
 }
 
 func (r *refusal) Error() string { return fmt.Sprintf("%s (%s)", r.Detail, r.status) }
@@ -180,9 +179,7 @@ func (r receipt) print(std streams, err error, nobody string) error {
 			return err
 		}
 	}
-	refused, _ := errors.AsType[*refusal](err)
-	empty := err == nil && r.Subscribers != nil && *r.Subscribers == 0
-	if nobody != "" && (empty || refused != nil && refused.Code == "nobody") {
+	if nobody != "" && err == nil && r.Subscribers != nil && *r.Subscribers == 0 {
 		_, err = fmt.Fprintf(std.err, "tocsin: %s\n", nobody)
 	}
 	return err
