@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,14 +16,49 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// constants returns the values of a type's constants in a file, as they stand.
-func constants(t *testing.T, file, typeName string) (values []string) {
+// read returns a file of the repository.
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// parse returns a Go file of the repository.
+func parse(t *testing.T, file string) *ast.File {
 	t.Helper()
 	f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, file), nil, parser.SkipObjectResolution)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ast.Inspect(f, func(n ast.Node) bool {
+	return f
+}
+
+// goFiles calls each with the path of every Go file of the repository.
+func goFiles(t *testing.T, each func(path string) error) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "node_modules" || d.Name() == ".git" || d.Name() == "bin"):
+			return fs.SkipDir
+		case d.IsDir() || !strings.HasSuffix(path, ".go"):
+			return nil
+		}
+		return each(path)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// constants returns the values of a type's constants in a file, as they stand.
+func constants(t *testing.T, file, typeName string) (values []string) {
+	t.Helper()
+	ast.Inspect(parse(t, file), func(n ast.Node) bool {
 		spec, ok := n.(*ast.ValueSpec)
 		if !ok || len(spec.Values) != 1 {
 			return true
@@ -38,16 +74,12 @@ func constants(t *testing.T, file, typeName string) (values []string) {
 	return values
 }
 
-// section returns what stands below a heading of docs/protocol.md.
-func section(t *testing.T, heading string) string {
+// section returns what stands below a heading of a page.
+func section(t *testing.T, file, heading string) string {
 	t.Helper()
-	doc, err := os.ReadFile(filepath.Join(root, "docs/protocol.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, ok := strings.Cut(string(doc), "\n## "+heading+"\n")
+	_, after, ok := strings.Cut(read(t, file), "\n## "+heading+"\n")
 	if !ok {
-		t.Fatalf("docs/protocol.md has no section %q", heading)
+		t.Fatalf("%s has no section %q", file, heading)
 	}
 	text, _, _ := strings.Cut(after, "\n## ")
 	return text
@@ -68,7 +100,7 @@ func rows(text, first string) [][]string {
 
 func TestCloseCodesAreDocumented(t *testing.T) {
 	table := make(map[string][]string)
-	for _, row := range rows(section(t, "Close codes"), `\d{4}`) {
+	for _, row := range rows(section(t, "docs/protocol.md", "Close codes"), `\d{4}`) {
 		table[row[0]] = row
 	}
 	want := constants(t, "wire/close.go", "CloseCode")
@@ -96,7 +128,7 @@ func TestCloseCodesAreDocumented(t *testing.T) {
 
 func TestErrorCodesAreDocumented(t *testing.T) {
 	table := make(map[string]bool)
-	for _, row := range rows(section(t, "Commands"), "`[a-z_]+`") {
+	for _, row := range rows(section(t, "docs/protocol.md", "Commands"), "`[a-z_]+`") {
 		table[row[0]] = true
 	}
 	want := constants(t, "wire/wire.go", "ErrorCode")
@@ -115,11 +147,7 @@ func TestErrorCodesAreDocumented(t *testing.T) {
 func TestPagesComeBackAsTheTableSays(t *testing.T) {
 	rule := regexp.MustCompile(`comeBack = \[([\d, ]+)\]\.includes\((?:e\.)?code\) \|\| \((?:e\.)?code >= (\d+) && (?:e\.)?code < (\d+)\)`)
 	for _, file := range []string{"docs/protocol.md", "httpapi/demo.html"} {
-		text, err := os.ReadFile(filepath.Join(root, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := rule.FindStringSubmatch(string(text))
+		m := rule.FindStringSubmatch(read(t, file))
 		if m == nil {
 			t.Fatalf("%s does not say when it comes back", file)
 		}

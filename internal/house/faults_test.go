@@ -5,9 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -64,13 +62,8 @@ var isTest = regexp.MustCompile(`^(Test|Fuzz|Benchmark)`)
 func citations(t *testing.T) (shown, all map[string]string) {
 	t.Helper()
 	shown, all = make(map[string]string), make(map[string]string)
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case d.IsDir() && (d.Name() == "node_modules" || d.Name() == ".git" || d.Name() == "bin"):
-			return fs.SkipDir
-		case d.IsDir() || !strings.HasSuffix(path, "_test.go") || filepath.Base(filepath.Dir(path)) == "house":
+	goFiles(t, func(path string) error {
+		if !strings.HasSuffix(path, "_test.go") || filepath.Base(filepath.Dir(path)) == "house" {
 			return nil
 		}
 		fset := token.NewFileSet()
@@ -93,9 +86,6 @@ func citations(t *testing.T) (shown, all map[string]string) {
 		}
 		return nil
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return shown, all
 }
 
@@ -114,11 +104,7 @@ func testAround(f *ast.File, group *ast.CommentGroup) string {
 // TestFaultsAreShown holds docs/faults.md and the tests together: a row is
 // tested if and only if a test cites it, and what a test cites is a row.
 func TestFaultsAreShown(t *testing.T) {
-	doc, err := os.ReadFile(filepath.Join(root, "docs/faults.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	states := catalogue(t, string(doc))
+	states := catalogue(t, read(t, "docs/faults.md"))
 	shown, all := citations(t)
 	for _, id := range slices.Sorted(maps.Keys(states)) {
 		state, test := states[id], shown[id]

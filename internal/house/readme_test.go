@@ -12,11 +12,7 @@ import (
 // TestReadmeCompiles builds the Go block of the README, as it stands, as the
 // body of a main function.
 func TestReadmeCompiles(t *testing.T) {
-	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, ok := strings.Cut(string(readme), "\n```go\n")
+	_, after, ok := strings.Cut(read(t, "README.md"), "\n```go\n")
 	block, _, _ := strings.Cut(after, "\n```\n")
 	if !ok {
 		t.Fatal("README.md has no Go block")
