@@ -7,6 +7,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -56,20 +57,14 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	setDefault(&o.MaxMessage, 1<<20)
-	setDefault(&o.HandshakeTimeout, 10*time.Second)
-	setDefault(&o.MinBackoff, 500*time.Millisecond)
-	setDefault(&o.MaxBackoff, max(30*time.Second, o.MinBackoff))
+	o.MaxMessage = cmp.Or(o.MaxMessage, 1<<20)
+	o.HandshakeTimeout = cmp.Or(o.HandshakeTimeout, 10*time.Second)
+	o.MinBackoff = cmp.Or(o.MinBackoff, 500*time.Millisecond)
+	o.MaxBackoff = cmp.Or(o.MaxBackoff, max(30*time.Second, o.MinBackoff))
 	if o.OnEvent == nil {
 		o.OnEvent = func(*Client, wire.Event) {}
 	}
 	return o
-}
-
-func setDefault[T comparable](field *T, value T) {
-	if *field == *new(T) {
-		*field = value
-	}
 }
 
 func (o *Options) check() error {

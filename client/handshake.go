@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha1"
@@ -55,7 +56,7 @@ func (c *Client) open(ctx context.Context, u *url.URL) (net.Conn, error) {
 	if config == nil {
 		config = new(tls.Config)
 	}
-	setDefault(&config.ServerName, u.Hostname())
+	config.ServerName = cmp.Or(config.ServerName, u.Hostname())
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
