@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/tocsin-push/tocsin/internal/limits"
 )
 
 // figure is something that a scenario measures; its key is what --json calls
@@ -342,20 +344,7 @@ func cell(v float64, unit string, ok bool) string {
 }
 
 // thousands writes a whole number with commas.
-func thousands(v float64) string {
-	s := fmt.Sprintf("%.0f", math.Abs(v))
-	var b strings.Builder
-	if v <= -0.5 {
-		b.WriteByte('-')
-	}
-	for i, c := range s {
-		if i > 0 && (len(s)-i)%3 == 0 {
-			b.WriteByte(',')
-		}
-		b.WriteRune(c)
-	}
-	return b.String()
-}
+func thousands(v float64) string { return limits.Group(int64(math.RoundToEven(v))) }
 
 // median returns the middle of values, of an even number the mean of two.
 func median(values []float64) float64 {
