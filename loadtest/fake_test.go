@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && (os.Args[1] == "worker" || os.Args[1] == "floor-server") {
 		os.Exit(run(context.Background(), os.Args[1:], streams{os.Stdout, os.Stderr}))
 	}
+	_ = os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // else each worker sleeps for a second at its end
 	os.Exit(m.Run())
 }
 

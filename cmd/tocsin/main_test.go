@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 	if err := os.Unsetenv("TOCSIN_FULL"); err != nil { // of other packages' tests, and no setting
 		panic(err)
 	}
+	_ = os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // else each tocsin sleeps for a second at its end
 	os.Exit(m.Run())
 }
 
