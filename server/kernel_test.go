@@ -37,6 +37,8 @@ type sim struct {
 	ready []*peer       // those with an edge
 	stale []netpoll.Event
 
+	sent []*message // whose receipts have to add up
+
 	closed   int // descriptors
 	cutReads bool
 	sink     bool // what is sent is counted and thrown away
@@ -374,6 +376,12 @@ func (s *sim) check() {
 				s.t.Fatal("a connection keeps an extra that nothing needs")
 			}
 			waiting += n
+		}
+	}
+	for _, m := range s.sent {
+		written, queued, dropped := m.outcome.read()
+		if n := int(m.subscribers.Load()); m.pending.Load() == 0 && n != written+queued+dropped {
+			s.t.Fatalf("the receipt of %q is for %d: %d written, %d queued, %d dropped", m.data, n, written, queued, dropped)
 		}
 	}
 	alive := 0

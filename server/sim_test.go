@@ -35,6 +35,7 @@ var simTopics = []string{"all/0", "all/1", "old/0", "new/0"}
 func simConfig() Config {
 	return Config{
 		Shards: 3, MaxOutbox: 3000, MaxControl: 100, MaxTopics: 3, Overflow: []OverflowRule{{"old/", DropOldest}, {"new/", Latest}},
+		TopicLinger:  5 * time.Second,
 		PingInterval: 5 * time.Second, PongTimeout: 2 * time.Second, WriteTimeout: 6 * time.Second, CloseTimeout: 2 * time.Second,
 	}
 }
@@ -109,6 +110,33 @@ func (c *simClient) event(f wstest.Frame) {
 	}
 }
 
+// begin is a publish of which only the test's last check wants to know.
+func (s *sim) begin(a *address, m *Message) {
+	sent, err := s.srv.begin(s.t.Context(), a, m, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.sent = append(s.sent, sent.out)
+}
+
+// batch sends some pushes, to the living and the dead, and some publishes.
+func (s *sim) batch(clients []*simClient) {
+	items := make([]BatchItem, 1+s.rng.IntN(20))
+	for i := range items {
+		if s.rng.IntN(2) == 0 {
+			items[i] = BatchItem{Topic: simTopics[s.rng.IntN(len(simTopics))], Message: Message{Data: []byte("1")}}
+			continue
+		}
+		r := clients[s.rng.IntN(len(clients))].ref
+		items[i] = BatchItem{To: Target{Conn: string(s.srv.ids.append(nil, r))}, Message: Message{Data: fmt.Append(nil, uint64(r))}}
+	}
+	for _, r := range s.srv.Batch(s.t.Context(), items) {
+		if r.Err != nil {
+			s.t.Fatal(r.Err)
+		}
+	}
+}
+
 // step does one random thing.
 func (s *sim) step(clients []*simClient) {
 	topic := simTopics[s.rng.IntN(len(simTopics))]
@@ -123,13 +151,15 @@ func (s *sim) step(clients []*simClient) {
 		if strings.HasPrefix(topic, "all/") {
 			m.TTL = 0
 		}
-		if _, err := s.srv.Publish(s.t.Context(), topic, m); err != nil && !errors.Is(err, ErrNobody) {
-			s.t.Fatal(err)
-		}
+		s.begin(&address{verb: verbPublish, topic: topic}, &m)
 	case k < 42:
-		if _, err := s.srv.Broadcast(s.t.Context(), Message{Data: []byte("1")}); err != nil && !errors.Is(err, ErrNobody) {
-			s.t.Fatal(err)
+		m := Message{Data: []byte("1")}
+		if s.rng.IntN(4) == 0 {
+			m.Rate, m.TTL = 1+s.rng.IntN(50), time.Duration(s.rng.IntN(int(2*time.Second)))
 		}
+		s.begin(&address{verb: verbBroadcast}, &m)
+	case k < 43:
+		s.batch(clients)
 	case k < 50 && talks:
 		c.command("subscribe", topic)
 	case k < 54 && talks:
@@ -149,9 +179,7 @@ func (s *sim) step(clients []*simClient) {
 		c.hangUp()
 	case k < 85: // to the living and the dead
 		to := Target{Conn: string(s.srv.ids.append(nil, c.ref))}
-		if _, err := s.srv.Push(s.t.Context(), to, Message{Data: fmt.Append(nil, uint64(c.ref))}); err != nil {
-			s.t.Fatal(err)
-		}
+		s.begin(&address{verb: verbPush, to: to}, &Message{Data: fmt.Append(nil, uint64(c.ref))})
 		if n := len(s.order); s.rng.IntN(8) == 0 && n > 0 {
 			dead := s.order[s.rng.IntN(n)].ref - 1<<32
 			s.srv.post(dead, item{kind: itemClose, x: closing{wire.CloseForceDisconnect, "not you"}})
@@ -160,6 +188,7 @@ func (s *sim) step(clients []*simClient) {
 		s.stale = append(s.stale, netpoll.Event{Key: uint64(c.ref), Readable: true, Writable: true})
 	case k < 90:
 		s.sweep(time.Duration(s.rng.IntN(int(2 * time.Second))))
+		s.srv.hub.forget(s.time)
 	default:
 		s.turn(s.srv.shards[s.rng.IntN(len(s.srv.shards))])
 	}
@@ -240,6 +269,11 @@ func simulate(t *testing.T, seed uint64) {
 		s.run()
 	}
 	s.check()
+	for _, m := range s.sent {
+		if m.pending.Load() != 0 {
+			t.Errorf("%q is still on its way", m.data)
+		}
+	}
 	if st := s.srv.Stats(); st.Connections+st.Users+st.Topics+st.Subscriptions != 0 || st.PublishBytes != 0 {
 		t.Errorf("left behind: %+v", st)
 	}
