@@ -134,22 +134,29 @@ func TestServerClockStandsStillDuringAStop(t *testing.T) {
 }
 
 // docs/faults.md X7: nor is it held against a peer if the stop came in the
-// middle of a turn.
+// middle of a turn, whether the peer is read or the shard swept first.
 func TestStopDuringATurnIsForgiven(t *testing.T) {
-	s := newSim(t, 1, Config{})
-	p := s.dial("/ws")
-	s.sweep(0)
-	s.w.shard = s.srv.shards[0]
-	s.w.clock()
-	s.w.noticeStall()
-	s.time += 40 * time.Second // SIGSTOP
-	for range 400 {
-		p.send(wstest.Ping("held up"))
-	}
-	s.w.shard.ready.Store(true)
-	s.w.round()
-	if s.slot(p).state != stateOpen {
-		t.Errorf("closed for what arrived during a stop: %v", p.frames())
+	for _, sweptFirst := range []bool{false, true} {
+		s := newSim(t, 1, Config{})
+		p := s.dial("/ws")
+		s.sweep(0)
+		s.w.shard = s.srv.shards[0]
+		s.w.clock()
+		s.w.noticeStall()
+		s.time += 40 * time.Second // SIGSTOP
+		if sweptFirst {
+			s.w.clock() // a walk does so too
+			s.w.shard.tick.Store(true)
+			s.w.round()
+		}
+		for range 400 {
+			p.send(wstest.Ping("held up"))
+		}
+		s.w.shard.ready.Store(true)
+		s.w.round()
+		if s.slot(p).state != stateOpen {
+			t.Errorf("swept first: %v: closed for what arrived during a stop: %v", sweptFirst, p.frames())
+		}
 	}
 }
 

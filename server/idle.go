@@ -129,6 +129,7 @@ func (w *worker) sweep() {
 // each connection's count.
 func (w *worker) leak() int {
 	s := w.shard
+	w.noticeStall() // before swept is set: this turn may have been the one that was stopped
 	// In units of frames × time.Second, so that no fraction is lost.
 	s.leaked += int64(w.exact-s.swept) * int64(w.srv.cfg.MaxControl)
 	s.swept = w.exact
