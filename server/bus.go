@@ -13,15 +13,16 @@ type Bus interface {
 	Publish(ctx context.Context, p Publication) (Position, error)
 	// Subscribe is called when the first subscriber of topic on this node
 	// joins, unless the topic lingers. From then on deliver is called for the
-	// topic's messages, one at a
-	// time and in the order of their seq, until Unsubscribe has returned.
-	// deliver does not block and does not call the bus; it is the same
-	// function for every topic.
+	// topic's messages, one at a time and in the order of their seq, until
+	// Unsubscribe has returned. deliver does not block and does not call the
+	// bus; it is the same function for every topic.
 	Subscribe(topic string, deliver func(p Publication, at Position)) error
 	// Unsubscribe is called Config.TopicLinger after the last subscriber on this
-	// node has left.
+	// node has left, or earlier for want of Config.LingerBudget; once for each
+	// Subscribe that returned nil.
 	Unsubscribe(topic string)
-	// Close ends the bus; deliver is not called after it has returned.
+	// Close ends the bus and with it every subscription that is left, without an
+	// Unsubscribe. deliver is not called after it has returned.
 	Close() error
 }
 

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -157,6 +158,40 @@ func TestStopDuringATurnIsForgiven(t *testing.T) {
 		if s.slot(p).state != stateOpen {
 			t.Errorf("swept first: %v: closed for what arrived during a stop: %v", sweptFirst, p.frames())
 		}
+	}
+}
+
+// docs/faults.md X2: many topics of one subscriber each have one slice of a
+// round together, as the subscribers of one topic have.
+func TestSmallWalksShareASlice(t *testing.T) {
+	const n = 200
+	s := newSim(t, 1, Config{})
+	var peers []*peer
+	for i := range n {
+		peers = append(peers, s.dial(fmt.Sprint("/ws?topics=", i)))
+	}
+	for i := range n {
+		if _, err := s.srv.Publish(t.Context(), fmt.Sprint(i), Message{Data: []byte("1")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.look = sliceBudget // each look at the clock takes that long
+	s.w.shard = s.srv.shards[0]
+	s.w.clock()
+	more := s.w.round()
+	came := 0
+	for _, p := range peers {
+		came += len(p.frames())
+	}
+	if !more || came == 0 || came > 16 {
+		t.Errorf("one round delivered %d of %d, and has more to do: %v", came, n, more)
+	}
+	s.run()
+	for _, p := range peers {
+		came += len(p.frames())
+	}
+	if came != n {
+		t.Errorf("%d of %d came", came, n)
 	}
 }
 

@@ -131,8 +131,8 @@ const (
 
 // walk goes on with wk until it ends, its rate is reached or the deadline.
 func (w *worker) walk(wk *walk, deadline time.Duration) walkResult {
-	for n := 1; ; n++ {
-		if n%16 == 0 {
+	for {
+		if w.steps++; w.steps%16 == 0 { // of all walks, because there may be many small ones
 			if w.exact = w.srv.kernel.Now(); w.exact >= deadline {
 				return walkMore
 			}

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -195,5 +196,62 @@ func TestNoLinger(t *testing.T) {
 	s.run()
 	if _, _, ok := s.srv.Topic("t"); ok || s.srv.Stats().Lingering != 0 {
 		t.Error("the topic lingers")
+	}
+}
+
+// pairBus fails the test unless Subscribe and Unsubscribe of a topic alternate.
+// Every fifth Subscribe returns an error.
+type pairBus struct {
+	localBus
+	t     *testing.T
+	on    map[string]bool
+	calls int
+}
+
+func (b *pairBus) Subscribe(topic string, _ func(Publication, Position)) error {
+	if b.on[topic] {
+		b.t.Errorf("%s is subscribed twice", topic)
+	}
+	if b.calls++; b.calls%5 == 0 {
+		return errors.New("no route")
+	}
+	b.on[topic] = true
+	return nil
+}
+
+func (b *pairBus) Unsubscribe(topic string) {
+	if !b.on[topic] {
+		b.t.Errorf("%s is unsubscribed and was not subscribed", topic)
+	}
+	delete(b.on, topic)
+}
+
+// A bus is told once that a topic begins and once that it ends, whether it
+// lingers, for how long, and whether there is room for it.
+func TestBusSubscriptionsPair(t *testing.T) {
+	for _, cfg := range []Config{
+		{}, {TopicLinger: -1}, {TopicLinger: time.Second}, {LingerBudget: 1}, {LingerBudget: 64 * 2 * lingerCost},
+	} {
+		s := newSim(t, 5, cfg)
+		bus := &pairBus{localBus{s.srv.hub}, t, map[string]bool{}, 0}
+		s.srv.hub.bus = bus
+		peers := []*peer{s.dial("/ws"), s.dial("/ws")}
+		for range 2000 {
+			verb := []string{"subscribe", "unsubscribe"}[s.rng.IntN(2)]
+			i := s.rng.IntN(len(peers))
+			peers[i].send(wstest.Text(fmt.Sprintf(`{"id":1,%q:{"topic":"%d"}}`, verb, s.rng.IntN(100))))
+			s.run()
+			switch s.rng.IntN(20) {
+			case 0:
+				s.pass(time.Second)
+			case 1:
+				peers[i].hangUp()
+				s.run()
+				peers[i] = s.dial("/ws")
+			}
+		}
+		if st := s.srv.Stats(); len(bus.on) != st.Topics+st.Lingering || len(bus.on) == 0 {
+			t.Errorf("%+v: %d topics of the bus, %d with subscribers, %d linger", cfg, len(bus.on), st.Topics, st.Lingering)
+		}
 	}
 }

@@ -17,6 +17,7 @@ type worker struct {
 	exact time.Duration // kernel.Now, read once a round
 	now   stamp         // the server's clock, which does not count pauses
 
+	steps   uint          // of walks; the clock is read now and then
 	yielded time.Duration // when the poller last gave way to other goroutines
 
 	in     []byte // received
