@@ -150,6 +150,7 @@ func TestAuthThatHangsIsTimedOut(t *testing.T) {
 	p := s.open()
 	p.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
 	s.run()
+	hung := s.srv.shards[0].waiting[0]
 	s.sweep(s.srv.cfg.AuthTimeout - stampUnit)
 	if p.gone || len(p.out) > 0 {
 		t.Fatalf("ended before its time: %q", p.out)
@@ -159,7 +160,7 @@ func TestAuthThatHangsIsTimedOut(t *testing.T) {
 		t.Fatalf("after auth-timeout: gone %v, %q", p.gone, p.out)
 	}
 	next := s.open() // has the descriptor
-	s.runHooks()
+	s.srv.runHook(hung)
 	s.run()
 	if next.fd != p.fd || len(next.out) > 0 || s.slot(next).state != stateHead || s.srv.Stats().Users != 0 {
 		t.Errorf("descriptor %d after %d: state %d, %q", next.fd, p.fd, s.slot(next).state, next.out)
@@ -168,6 +169,28 @@ func TestAuthThatHangsIsTimedOut(t *testing.T) {
 		t.Errorf("Auth was asked %d times", asked)
 	}
 	s.check()
+}
+
+// Peers that come and go while no worker is free for Auth leave nothing behind
+// (docs/faults.md A11).
+func TestNobodyWaitsForAuthOfTheGone(t *testing.T) {
+	s := newSim(t, 1, Config{Auth: func(*http.Request) (string, error) { return "", nil }})
+	s.holdHooks()
+	for i := range 100 {
+		p := s.open()
+		p.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
+		s.run()
+		if i%2 == 0 {
+			p.hangUp()
+		}
+	}
+	s.sweep(s.srv.cfg.AuthTimeout)
+	stay := s.open()
+	stay.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
+	s.sweep(sweepEvery)
+	if n := len(s.srv.shards[0].waiting); n != 1 || s.srv.hooksWaiting.Load() != 1 {
+		t.Errorf("%d calls wait for 1 handshake, %d are counted", n, s.srv.hooksWaiting.Load())
+	}
 }
 
 // An Auth that runs after its connection has ended is told the address of its

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"sync"
 
 	"github.com/tocsin-push/tocsin/netpoll"
@@ -24,6 +25,7 @@ type hookCall struct {
 	then  func(w *worker, c *conn) // in the turn, if the connection still is; nil for none
 
 	panicked bool // set by the pool before the turn is told
+	stale    bool // owned by the turn: Auth of a handshake that has ended
 
 	mu    sync.Mutex
 	done  bool
@@ -54,12 +56,24 @@ func (w *worker) retryHooks() {
 	for n < len(s.waiting) && w.srv.hooks.Submit(s.waiting[n]) {
 		n++
 	}
+	s.waiting = slices.Delete(s.waiting, 0, n)
+	w.waitedFor(n)
+}
+
+// dropStaleHooks drops the calls that nobody wants any more. Else peers that
+// come and go while Auth is slow would leave one each.
+func (w *worker) dropStaleHooks() {
+	s := w.shard
+	n := len(s.waiting)
+	s.waiting = slices.DeleteFunc(s.waiting, func(call *hookCall) bool { return call.stale })
+	w.waitedFor(n - len(s.waiting))
+}
+
+// waitedFor counts n calls that wait no longer.
+func (w *worker) waitedFor(n int) {
 	if n > 0 && w.srv.hooksWaiting.Add(-int64(n)) == 0 {
 		w.srv.signalEmpty()
 	}
-	left := copy(s.waiting, s.waiting[n:])
-	clear(s.waiting[left:])
-	s.waiting = s.waiting[:left]
 }
 
 // runHook is what the hook pool does with a call.

@@ -122,6 +122,7 @@ func (w *worker) sweep() {
 			w.pingIfSilent(c)
 		}
 	}
+	w.dropStaleHooks()
 	s.hurry.Store(len(s.waiting) > 0 || s.paced > 0 || s.drain.active)
 }
 

@@ -329,6 +329,9 @@ func (w *worker) free(c *conn) {
 			}
 		}
 		w.srv.outboxBytes.Add(-int64(o.bytes))
+		if call := c.ext.call; call != nil && c.state == stateAuth {
+			call.stale = true
+		}
 		w.recycle(c.ext)
 	}
 	s.slots.remove(s.local(c))
