@@ -40,8 +40,10 @@ type Options struct {
 	// of each connection, and the notices gap, cancel and goodbye, in the
 	// order of the wire. One goroutine calls it, one event at a time; it may
 	// block and may call every method of c. While it blocks, 256 events wait
-	// here, then the socket is not read and the server's limits decide. The
-	// event may be kept. Default: events are dropped.
+	// here, then the socket is not read and the server's limits decide. While a
+	// command waits for its reply 4,096 may wait; the connection that brings
+	// more is ended and made again. The event may be kept. Default: events are
+	// dropped.
 	OnEvent func(c *Client, e wire.Event)
 
 	Header http.Header // sent with every upgrade: Authorization, Cookie, Origin
@@ -160,8 +162,8 @@ func (c *Client) Close() error {
 	c.cancel()
 	c.mu.Unlock()
 	if sock != nil {
+		defer time.AfterFunc(closeTimeout, sock.abort).Stop() // also if another write is stuck
 		sock.close(wire.CloseNormal, "")
-		defer time.AfterFunc(closeTimeout, sock.abort).Stop()
 	}
 	<-c.stopped
 	return nil

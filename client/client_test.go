@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -290,5 +291,85 @@ func TestBadInput(t *testing.T) {
 		if _, err := c.Publish(t.Context(), wire.Message{Topic: "a", Data: []byte("{")}); !strings.Contains(err.Error(), "JSON") {
 			t.Errorf("Publish: %v", err)
 		}
+	})
+}
+
+// deaf dials a client whose server reads nothing after the upgrade, and leaves
+// a command stuck in its write.
+func deaf(t *testing.T) *Client {
+	t.Helper()
+	c, err := Dial(t.Context(), "ws://tocsin.test/ws", Options{NetDial: func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		go func() {
+			_, _ = ws.Upgrader{Protocol: func([]byte) bool { return true }}.Upgrade(far)
+			_, _ = far.Write(wire.AppendFrame(nil, ws.OpText, []byte(welcome)))
+		}()
+		return near, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = c.Ping(context.Background()) }()
+	for stuck := false; !stuck; time.Sleep(time.Millisecond) {
+		if stuck = !c.sock.outMu.TryLock(); !stuck {
+			c.sock.outMu.Unlock()
+		}
+	}
+	return c
+}
+
+// TestCommandEndsWithItsContext also while the server reads nothing.
+func TestCommandEndsWithItsContext(t *testing.T) {
+	c := deaf(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- c.Ping(ctx) }()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	case <-time.After(writeTimeout / 2):
+		t.Error("the command waits for the write")
+	}
+	c.Close()
+}
+
+// TestCloseIsNotHeldByAStuckWrite: its two seconds hold, whatever the server
+// does not read.
+func TestCloseIsNotHeldByAStuckWrite(t *testing.T) {
+	c := deaf(t)
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close() }()
+	select {
+	case <-closed:
+	case <-time.After(closeTimeout + writeTimeout/2):
+		t.Error("Close waits for the write")
+	}
+}
+
+// TestEventsBeforeAReplyAreBounded: a server that sends events and no reply ends
+// its connection, not this process by memory.
+func TestEventsBeforeAReplyAreBounded(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		hold := make(chan struct{})
+		c, p := s.dial("", Options{NoReconnect: true, OnEvent: func(*Client, wire.Event) { <-hold }})
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Ping(ctx); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		frame := wire.AppendFrame(nil, ws.OpText, []byte(`{"message":{"topic":"a","id":"x","data":1}}`))
+		sent := 0
+		for ; sent <= mostQueue+1; sent++ {
+			if _, err := p.conn.Write(frame); err != nil {
+				break
+			}
+		}
+		if sent > mostQueue {
+			t.Errorf("%d events are taken", sent)
+		}
+		close(hold)
 	})
 }

@@ -91,7 +91,9 @@ func (c *Client) do(ctx context.Context, cmd *call) (wire.OK, error) {
 	if err != nil {
 		return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.verb, err)
 	}
-	_ = sock.text(frame) // a failed write ends the connection, and that ends cmd
+	// A server that reads nothing holds up the write, and ctx may end before. A
+	// failed write ends the connection, and that ends cmd.
+	go func() { _ = sock.text(frame) }()
 	select {
 	case r := <-done:
 		if r.err != nil {

@@ -9,8 +9,10 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// maxQueue is how many events wait for OnEvent before the socket is not read.
-const maxQueue = 256
+const (
+	maxQueue  = 256           // events that wait for OnEvent before the socket is not read
+	mostQueue = 16 * maxQueue // that wait before a reply
+)
 
 // attach makes sock the connection that commands go to.
 func (c *Client) attach(sock *socket) {
@@ -112,13 +114,17 @@ func (c *Client) event(e wire.Event) {
 }
 
 // pushLocked queues e for OnEvent and waits while too much is queued, unless
-// somebody waits for a reply: that may be OnEvent itself.
+// somebody waits for a reply: that may be OnEvent itself. A reply behind too many
+// events is given up with its connection.
 func (c *Client) pushLocked(e wire.Event) {
 	for len(c.queue) >= maxQueue && len(c.calls) == 0 && !c.closing {
 		c.changed.Wait()
 	}
 	c.queue = append(c.queue, e)
 	c.changed.Broadcast()
+	if len(c.queue) >= mostQueue && c.sock != nil {
+		c.sock.abort()
+	}
 }
 
 // dispatch calls OnEvent until the client has ended.
