@@ -21,6 +21,9 @@ import (
 // reconnect.
 const listenTTL = 24 * time.Hour
 
+// lastLine is for how long the end waits for a line that nobody reads.
+const lastLine = time.Second
+
 type listenCmd struct {
 	Topics []string `arg:"" optional:"" name:"topic" help:"Topics to subscribe to. Pushes to the user and broadcasts come without."`
 
@@ -62,6 +65,7 @@ func (c *listenCmd) Run(std streams) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process, whatever holds it up
 	l := &listener{std: std, count: c.Count, welcomed: make(chan struct{}), done: make(chan struct{})}
 	opt.OnEvent = func(conn *client.Client, e wire.Event) { l.event(ctx, conn, e) }
 	conn, err := client.Dial(ctx, address, opt)
@@ -79,9 +83,16 @@ func (c *listenCmd) Run(std streams) error {
 	}
 	defer func() {
 		_ = conn.Close()
-		<-conn.Done() // nothing is printed any more
+		select {
+		case <-conn.Done(): // nothing is printed any more
+		case <-time.After(lastLine):
+		}
 	}()
-	<-l.welcomed // it is the first event, and on its way
+	select {
+	case <-l.welcomed: // it is the first event, and on its way
+	case <-ctx.Done():
+		return nil
+	}
 	for _, topic := range c.Topics {
 		if err := l.subscribe(ctx, conn, topic, c.position()); err != nil {
 			return err

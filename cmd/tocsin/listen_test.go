@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/tocsin-push/tocsin/wire"
 )
@@ -184,5 +185,33 @@ func TestListenBeginsAfterAPosition(t *testing.T) {
 	}
 	if gap := second.err.Text(); !strings.Contains(gap, `"from":1,"to":1`) {
 		t.Errorf("told %q", gap)
+	}
+}
+
+// TestListenEndsThoughNobodyReadsIt: a signal counts also while a line cannot
+// be written.
+func TestListenEndsThoughNobodyReadsIt(t *testing.T) {
+	p := serve(t, "--dev")
+	l := startListening(t, "news", "--url", p.ws, "--user", "42")
+	l.told("welcome")
+	l.told("subscribed")
+	line := `"` + strings.Repeat("x", 30_000) + `"`
+	for range 10 { // a pipe takes 64 KiB
+		if got := tocsin(t, line, "publish", "news", "-", "--api", p.api); got.status != 0 {
+			t.Fatalf("%+v", got)
+		}
+	}
+	if err := l.signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan int, 1)
+	go func() { ended <- l.wait() }()
+	select {
+	case status := <-ended:
+		if status != 0 {
+			t.Errorf("exit status %d", status)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it does not end")
 	}
 }
