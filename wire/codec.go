@@ -127,10 +127,14 @@ func AppendSubscribed[T ~string | ~[]byte](dst, id []byte, topic T, p Position, 
 	return append(dst, "}}"...)
 }
 
-// AppendPublished appends the answer to publish.
+// AppendPublished appends the answer to publish. A topic without a numbering
+// has no position: the zero one is left out.
 func AppendPublished(dst, id []byte, messageID string, p Position) []byte {
 	dst = append(appendID(dst, id), `"ok":{"id":`...)
-	dst = appendPosition(append(AppendString(dst, messageID), ','), p)
+	dst = AppendString(dst, messageID)
+	if p != (Position{}) {
+		dst = appendPosition(append(dst, ','), p)
+	}
 	return append(dst, "}}"...)
 }
 

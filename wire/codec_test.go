@@ -126,6 +126,9 @@ func TestParseCommandErrors(t *testing.T) {
 		}
 		sameCommand(t, []byte(c.in))
 	}
+	if err := ParseCommand([]byte(`[1]`), new(Command)); err == nil || err.Message != "not a JSON object" {
+		t.Errorf("ParseCommand([1]): %v", err)
+	}
 }
 
 // show prints a command with its slices as text.
@@ -311,6 +314,9 @@ func TestReplies(t *testing.T) {
 		} {
 			wantEvent(t, c.b, c.want)
 		}
+	}
+	if b := AppendPublished(nil, id, "m1", Position{}); string(b) != `{"id":7,"ok":{"id":"m1"}}` {
+		t.Errorf("AppendPublished to a topic without a numbering: %s", b)
 	}
 	// The id of a reply stands as the client wrote it.
 	if b := AppendOK(nil, []byte(`"a\u0031"`)); string(b) != `{"id":"a\u0031","ok":{}}` {

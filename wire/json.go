@@ -42,7 +42,7 @@ func (f *fields) next() (key, val []byte, done bool, err error) {
 	f.i = skipSpace(f.b, f.i)
 	if !f.begun {
 		if f.at() != '{' {
-			return nil, nil, false, errJSON
+			return nil, nil, false, errObject
 		}
 		f.begun = true
 		f.i = skipSpace(f.b, f.i+1)
