@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/gobwas/ws"
 
@@ -237,8 +238,11 @@ func publishError(err error) *wire.Error {
 		return &wire.Error{Code: wire.Busy, Message: "too much is being published, try again later"}
 	case errors.Is(err, ErrClosed):
 		return &wire.Error{Code: wire.Busy, Message: "the server is shutting down"}
-	case errors.Is(err, ErrBadMessage), errors.Is(err, ErrReused):
-		return &wire.Error{Code: wire.BadRequest, Message: err.Error()}
+	case errors.Is(err, ErrReused):
+		return &wire.Error{Code: wire.BadRequest, Message: "publish: this id came before with another message"}
+	case errors.Is(err, ErrBadMessage):
+		_, why, _ := strings.Cut(err.Error(), ErrBadMessage.Error()+": ")
+		return &wire.Error{Code: wire.BadRequest, Message: "publish: " + why}
 	}
 	return &wire.Error{Code: wire.Internal, Message: "the message could not be published"}
 }

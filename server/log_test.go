@@ -82,8 +82,8 @@ func TestDebugLogFollowsAClient(t *testing.T) {
 	}
 }
 
-// What a client is told names no setting and no Go field; the operator's log
-// does.
+// What a client is told names no setting, no Go field and no package; the
+// operator's log does.
 func TestClientsAreToldNoKnobs(t *testing.T) {
 	texts := []string{textFull}
 	for _, text := range cutTexts {
@@ -93,7 +93,7 @@ func TestClientsAreToldNoKnobs(t *testing.T) {
 		texts = append(texts, publishError(fmt.Errorf("publish: %w", err)).Message)
 	}
 	for _, text := range texts {
-		for _, knob := range []string{"Config", "max_", "max-", "_timeout", "-timeout", "_budget", "-budget", "outbox", "10.0.0.1"} {
+		for _, knob := range []string{"Config", "max_", "max-", "_timeout", "-timeout", "_budget", "-budget", "outbox", "server:", "10.0.0.1"} {
 			if text == "" || strings.Contains(text, knob) {
 				t.Errorf("a client is told %q", text)
 			}
