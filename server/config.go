@@ -84,7 +84,7 @@ type Config struct {
 	// one, of the machine's memory.
 	OutboxBudget int64
 	// PublishBudget bounds the bytes of messages that are published and not
-	// yet walked; a publish over it is refused with ErrBusy. Default 64 MiB.
+	// yet handed to every subscriber; a publish over it is refused with [ErrBusy]. Default 64 MiB.
 	PublishBudget int64
 	// IdempotencyBudget bounds the bytes that remembered idempotency keys and
 	// ids take; over it the oldest are forgotten before their two minutes are

@@ -201,7 +201,7 @@ func TestStartFailsWholeAndNamesTheSetting(t *testing.T) {
 	// docs/faults.md R1: limit, need and fix.
 	limit, _, _ := netpoll.RaiseDescriptorLimit()
 	_, err := New(Config{Dev: true, MaxConnections: 1_000_000_000})
-	for _, want := range []string{"max_connections 1000000000", "RLIMIT_NOFILE", fmt.Sprint(limit), "ulimit -Hn", fmt.Sprintf("set max_connections to %d", limit-reservedFDs)} {
+	for _, want := range []string{"max-connections is 1000000000", "RLIMIT_NOFILE", fmt.Sprint(limit), "ulimit -Hn", fmt.Sprintf("set max-connections to %d", limit-reservedFDs)} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want something about %s", err, want)
 		}

@@ -130,7 +130,7 @@ func capacity(cfg *Config) (int, error) {
 	case cfg.MaxConnections == 0:
 		return fits, nil
 	case cfg.MaxConnections > fits:
-		return 0, fmt.Errorf("server: max_connections %d needs %d open files, the limit (RLIMIT_NOFILE) is %d, hard %d: raise it with ulimit -Hn %d or LimitNOFILE=, or set max_connections to %d or less",
+		return 0, fmt.Errorf("server: max-connections is %d, which needs %d open files; the limit (RLIMIT_NOFILE) is %d, hard %d: raise it with ulimit -Hn %d or LimitNOFILE=, or set max-connections to %d or less",
 			cfg.MaxConnections, uint64(cfg.MaxConnections)+reserved, limit, hard, uint64(cfg.MaxConnections)+reserved, fits)
 	}
 	return cfg.MaxConnections, nil

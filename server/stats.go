@@ -42,7 +42,7 @@ type Stats struct {
 	StaleEvents      uint64 // readiness or inbox entries for a connection that was gone
 
 	OutboxBytes   int64 // waiting for all connections
-	PublishBytes  int64 // published and not yet walked
+	PublishBytes  int64 // published and not yet handed to every subscriber
 	LingerBytes   int64 // of topics that linger
 	HooksQueued   int   // hook calls waiting for a worker
 	ShardMin      int   // connections of the emptiest shard
