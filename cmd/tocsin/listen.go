@@ -73,7 +73,11 @@ func (c *listenCmd) Run(std streams) error {
 		return nil
 	}
 	if refused, ok := errors.AsType[*client.HandshakeError](err); ok {
-		return fmt.Errorf("%s: %w; see --user and --token", c.URL, refused)
+		see := "--url"
+		if refused.Status == http.StatusUnauthorized || refused.Status == http.StatusForbidden {
+			see = "--user and --token"
+		}
+		return fmt.Errorf("%s: %w; see %s", c.URL, refused, see)
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
@@ -156,7 +160,10 @@ func (l *listener) subscribe(ctx context.Context, conn *client.Client, topic str
 	case ctx.Err() != nil:
 		return nil
 	case err != nil:
-		return fmt.Errorf("%s: %w", topic, err)
+		if refused, ok := errors.AsType[*wire.Error](err); ok {
+			err = errors.New(refused.Message)
+		}
+		return fmt.Errorf("cannot subscribe to %q: %w", topic, err)
 	}
 	return printLine(l.std.err, map[string]wire.OK{"subscribed": ok})
 }

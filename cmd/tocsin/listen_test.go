@@ -151,12 +151,13 @@ func TestListenComesInWithAToken(t *testing.T) {
 	}{
 		{"listen news --user 42 --url " + p.ws, 1, "401 Unauthorized"},
 		{"listen news --token wrong --url " + p.ws, 1, "see --user and --token"},
+		{"listen news --token wrong --url " + p.ws + "/elsewhere", 1, "see --url"},
 		{"listen --url ws://127.0.0.1:1/ws", 1, "connection refused"},
 		{"listen --url http://127.0.0.1:1/ws", 2, "url is"},
 		{"listen a b --after 3 --epoch x", 2, "after needs one topic"},
 		{"listen a --after 3", 2, "--epoch"},
 		{"listen --user 42 --token x", 2, "user and token"},
-		{"listen $x --token " + token + " --url " + p.ws, 1, "$x"},
+		{"listen $x --token " + token + " --url " + p.ws, 1, `cannot subscribe to "$x": topic names that start with $ are reserved`},
 	} {
 		if got := tocsin(t, "", strings.Fields(c.args)...); got.status != c.status || !strings.Contains(got.err, c.words) || got.out != "" {
 			t.Errorf("%s: %+v", c.args, got)

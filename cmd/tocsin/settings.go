@@ -218,7 +218,7 @@ func parseChoice(text string, tag *kong.Tag) (choice, want string, ok bool) {
 func parseAddress(text string, _ *kong.Tag) (addr, want string, ok bool) {
 	_, port, err := net.SplitHostPort(text)
 	_, perr := strconv.ParseUint(port, 10, 16)
-	return text, "HOST:PORT, or :PORT for all interfaces", err == nil && perr == nil
+	return text, "HOST:PORT, or :PORT for all interfaces, with a port from 0 to 65535", err == nil && perr == nil
 }
 
 func parsePath(text string, _ *kong.Tag) (path, want string, ok bool) {

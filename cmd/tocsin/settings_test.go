@@ -141,8 +141,9 @@ func TestWrongSettingsSayWhatIsAllowed(t *testing.T) {
 		{"drain", "30", "a time from 10ms to 24h, like 500ms, 10s or 2m, or auto"},
 		{"write-timeout", "0s", "a time from 10ms to 24h, like 500ms, 10s or 2m"},
 		{"ping-interval", "-1s", "a time from 1s to 24h, like 500ms, 10s or 2m, or off"},
-		{"listen", "8080", "HOST:PORT, or :PORT for all interfaces"},
-		{"api-listen", "localhost:http", "HOST:PORT, or :PORT for all interfaces"},
+		{"listen", "8080", "HOST:PORT, or :PORT for all interfaces, with a port from 0 to 65535"},
+		{"listen", "127.0.0.1:65536", "HOST:PORT, or :PORT for all interfaces, with a port from 0 to 65535"},
+		{"api-listen", "localhost:http", "HOST:PORT, or :PORT for all interfaces, with a port from 0 to 65535"},
 		{"path", "ws", "a path that starts with /"},
 		{"path", "/ws?x", "a path that starts with /"},
 		{"overflow", "news=slow", "PREFIX=POLICY, the policy disconnect, drop_oldest or latest"},
@@ -348,5 +349,25 @@ func TestConfigurationIsDocumented(t *testing.T) {
 	}
 	for name := range rows {
 		t.Errorf("docs/configuration.md: there is no setting %s", name)
+	}
+}
+
+// TestSampleFileIsAccepted: the file of docs/configuration.md is one that
+// tocsin serve takes as it stands.
+func TestSampleFileIsAccepted(t *testing.T) {
+	text, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sample := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindSubmatch(text)
+	if sample == nil {
+		t.Fatal("docs/configuration.md has no sample file")
+	}
+	c, err := read("serve", "--config", writeFile(t, string(sample[1])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Serve.check(); err != nil {
+		t.Error(err)
 	}
 }
