@@ -1,6 +1,8 @@
-// Package client speaks tocsin.v1 for Go services: it dials a Tocsin server,
-// hands out what is pushed to it, and comes back by itself when the connection
-// is lost, subscribed to the same topics after the last message it was given.
+// Package client is a Tocsin client for Go services. [Dial] connects to a server.
+// [Client.Subscribe] asks for the messages of a topic, and Options.OnEvent gets
+// them, with everything else that the server sends. When the connection is lost,
+// the client comes back by itself, subscribed to the same topics after the last
+// message it was given. The protocol is that of docs/protocol.md, package wire.
 //
 // A client has two goroutines: one reads the socket and reconnects, the other
 // calls Options.OnEvent. Both end with the client.

@@ -77,7 +77,7 @@ func TestABatchAnswersEachItemInOrder(t *testing.T) {
 		`{"index":4,` + one,
 		`{"index":5,"status":400,"code":"bad_request","detail":"There is no field \"tll\", did you mean ttl?"}`,
 		`{"index":6,"status":400,"code":"bad_request","detail":"The field wait must be none or sent in a batch; /api/push can wait for an ack."}`,
-		`{"index":7,"status":413,"code":"too_big","detail":"The field data may have 1024 bytes, see max-publish."}`,
+		`{"index":7,"status":413,"code":"too_big","detail":"The field data may have at most 1024 bytes, see max-publish."}`,
 		`{"index":8,"status":200,"id":"c9",` + sent,
 		`{"index":9,"user":"ann","status":200,"id":"ann",` + sent,
 		`{"index":9,"user":"b b","status":400,"code":"bad_request","detail":"The user name has a space or control character at byte 1."}`,

@@ -1,7 +1,8 @@
-// Package httpapi is the way in over HTTP for backends and operators: publish,
-// push, broadcast, batch and disconnect, information, metrics, health and
-// profiles. It belongs on a port of its own that clients do not reach.
-// openapi.yaml and docs/api.md tell what a backend needs.
+// Package httpapi is the HTTP API of a [server.Server], for backends and operators:
+// publish, push, broadcast, batch and disconnect; look-ups, metrics, health and
+// profiles. [NewServer] returns an http.Server for it; [New] returns the handler
+// alone. It belongs on a port of its own that clients do not reach. docs/api.md
+// and openapi.yaml describe every request.
 //
 // A request passes, in this order: Origin (browsers are refused, 403), API key
 // (401), method (405), and for a POST media type (415), size (413) and time

@@ -120,7 +120,7 @@ func (x *exchange) outcome(got server.Receipt, err error, wait server.Wait) (*re
 }
 
 func tooBig(limit int) *problem {
-	return refusef(codeTooBig, "The field data may have %d bytes, see max-publish.", limit)
+	return refusef(codeTooBig, "The field data may have at most %d bytes, see max-publish.", limit)
 }
 
 // request reads the body of a request to one of the routes.
