@@ -38,10 +38,11 @@ type pushing struct {
 
 // Help is shown below the usage of push.
 func (pushCmd) Help() string {
-	return "Pushes over HTTP to random users, and follows each by a number and a time in its payload: " +
-		"a push whose receipt says written or queued and that does not come is missing, one that comes twice is doubled, one that comes behind a later one " +
-		"of its user is out of order, one at another user is foreign; a receipt that says dropped or refused of a push that comes is false. " +
-		"With a rate, times count from when a push was due, so that a server that is late is told as late as it is."
+	return "Pushes over HTTP to random users. Each payload has a number and a time, so that every push can be followed. " +
+		"Missing: its receipt says written or queued, and it does not come. Doubled: it comes twice. " +
+		"Out of order: it comes behind a later one of its user. Foreign: it comes to another user. " +
+		"False: it was refused or its receipt says dropped, and it comes. " +
+		"With a rate, times count from when a push was due, so the delay of a server that falls behind counts in full."
 }
 
 func (cmd *pushCmd) Run(ctx context.Context, std streams) error {
