@@ -73,11 +73,7 @@ func (c *listenCmd) Run(std streams) error {
 		return nil
 	}
 	if refused, ok := errors.AsType[*client.HandshakeError](err); ok {
-		see := "--url"
-		if refused.Status == http.StatusUnauthorized || refused.Status == http.StatusForbidden {
-			see = "--user and --token"
-		}
-		return fmt.Errorf("%s: %w; see %s", c.URL, refused, see)
+		return fmt.Errorf("%s: %w%s", c.URL, refused, hint(refused.Status))
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		err = op.Err
@@ -109,6 +105,17 @@ func (c *listenCmd) Run(std streams) error {
 		return conn.Err()
 	}
 	return nil
+}
+
+// hint names the flags that a refused upgrade may be about.
+func hint(status int) string {
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return "; see --user and --token"
+	case http.StatusNotFound:
+		return "; see --url"
+	}
+	return ""
 }
 
 // options returns how to come in, and where.
@@ -160,12 +167,20 @@ func (l *listener) subscribe(ctx context.Context, conn *client.Client, topic str
 	case ctx.Err() != nil:
 		return nil
 	case err != nil:
-		if refused, ok := errors.AsType[*wire.Error](err); ok {
-			err = errors.New(refused.Message)
-		}
-		return fmt.Errorf("cannot subscribe to %q: %w", topic, err)
+		return fmt.Errorf("cannot subscribe to %q: %w", topic, cause(err))
 	}
 	return printLine(l.std.err, map[string]wire.OK{"subscribed": ok})
+}
+
+// cause returns what the server said, if that is what err is about.
+func cause(err error) error {
+	if refused, ok := errors.AsType[*wire.Error](err); ok {
+		return errors.New(refused.Message)
+	}
+	if closed, ok := errors.AsType[*client.CloseError](err); ok {
+		return closed
+	}
+	return err
 }
 
 // event prints e, and acknowledges a message that wants it.
