@@ -83,6 +83,13 @@ func TestBurstAfterAStopIsForgiven(t *testing.T) {
 	}
 	s.run()
 	s.sweep(0)
+	s.sweep(stallAfter + stampUnit) // another stop, a short one, behind it
+	s.sweep(stallAfter)
+	s.sweep(stallAfter)
+	for range 400 {
+		p.send(wstest.Ping("late"))
+	}
+	s.run()
 	if s.slot(p).state != stateOpen {
 		t.Fatalf("closed for what arrived during a stop: %v", p.frames())
 	}

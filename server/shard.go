@@ -198,7 +198,7 @@ func (w *worker) noticeStall() {
 	case s.slots.len() == 0:
 		s.swept = w.exact // a shard without connections is not swept
 	case stall > stallAfter:
-		s.amnesty = w.exact + min(stall, maxAmnesty)
+		s.amnesty = max(s.amnesty, w.exact+min(stall, maxAmnesty))
 	}
 }
 
