@@ -156,6 +156,7 @@ func TestListenComesInWithAToken(t *testing.T) {
 		{"listen --url http://127.0.0.1:1/ws", 2, "url is"},
 		{"listen a b --after 3 --epoch x", 2, "after needs one topic"},
 		{"listen a --after 3", 2, "--epoch"},
+		{"listen a --user", 2, "--user: its value is missing"},
 		{"listen --user 42 --token x", 2, "user and token"},
 		{"listen $x --token " + token + " --url " + p.ws, 1, `cannot subscribe to "$x": topic names that start with $ are reserved`},
 	} {

@@ -85,10 +85,11 @@ func run(args []string, std streams) error {
 func newParser(c *cli, from *sources, std streams) (*kong.Kong, error) {
 	return kong.New(c,
 		kong.Name("tocsin"),
-		kong.Description("A push server: a million mostly idle WebSocket connections on one machine, and one HTTP call to ring them."),
+		kong.Description("A push server: it keeps a million mostly idle WebSocket connections on one machine and delivers messages to them."),
 		kong.Writers(std.out, std.err),
 		kong.Vars{"version": version()},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+		kong.KindMapper(reflect.String, mapper(parseText)),
 		kong.NamedMapper("count", mapper(parseCount)),
 		kong.NamedMapper("size", mapper(parseSize)),
 		kong.NamedMapper("duration", mapper(parseDuration)),

@@ -215,6 +215,9 @@ func parseChoice(text string, tag *kong.Tag) (choice, want string, ok bool) {
 	return text, "one of " + strings.Join(choices, ", "), slices.Contains(choices, text)
 }
 
+// parseText takes any text, so that one that is missing is said to be missing.
+func parseText(text string, _ *kong.Tag) (value, want string, ok bool) { return text, "", true }
+
 func parseAddress(text string, _ *kong.Tag) (addr, want string, ok bool) {
 	_, port, err := net.SplitHostPort(text)
 	_, perr := strconv.ParseUint(port, 10, 16)
