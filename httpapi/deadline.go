@@ -50,7 +50,7 @@ func NewServer(backend Backend, cfg Config) *http.Server {
 	a := newAPI(backend, cfg)
 	open := &connections{
 		max: a.cfg.MaxConnections, log: a.cfg.Logger, tell: rate.Sometimes{Interval: time.Minute},
-		open: make(map[net.Conn]struct{}),
+		open: make(map[net.Conn]http.ConnState),
 	}
 	srv := &http.Server{
 		Handler:        a,
@@ -79,29 +79,42 @@ type connections struct {
 	tell rate.Sometimes // that there are too many
 
 	mu   sync.Mutex
-	open map[net.Conn]struct{}
+	open map[net.Conn]http.ConnState
 }
 
-// changed is a server's ConnState. It closes a new connection that is one too
-// many.
+// changed is a server's ConnState. When there are too many it closes an idle
+// connection or, if all are busy, the new one.
 func (o *connections) changed(c net.Conn, state http.ConnState) {
-	if state == http.StateActive || state == http.StateIdle {
-		return
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if state != http.StateNew {
+	switch state {
+	case http.StateNew:
+		if len(o.open) >= o.max && !o.makeRoomLocked() {
+			_ = c.Close()
+			return
+		}
+	case http.StateClosed, http.StateHijacked:
 		delete(o.open, c)
 		return
 	}
-	if len(o.open) >= o.max {
-		_ = c.Close()
-		o.tell.Do(func() {
-			o.log.Warn("the API has too many connections, new ones are closed", "api-max-connections", o.max)
-		})
-		return
+	if _, known := o.open[c]; known || state == http.StateNew {
+		o.open[c] = state
 	}
-	o.open[c] = struct{}{}
+}
+
+// makeRoomLocked closes an idle connection, and reports whether there is one.
+func (o *connections) makeRoomLocked() bool {
+	o.tell.Do(func() {
+		o.log.Warn("the API has too many connections: idle ones are closed, or else new ones", "api-max-connections", o.max)
+	})
+	for c, state := range o.open {
+		if state == http.StateIdle {
+			_ = c.Close()
+			delete(o.open, c)
+			return true
+		}
+	}
+	return false
 }
 
 func (o *connections) setWriteDeadline(at time.Time) {

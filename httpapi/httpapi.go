@@ -52,8 +52,8 @@ type Config struct {
 	// MaxBatchItems bounds the messages of a batch; one for each user where it
 	// lists users. Default 10,000.
 	MaxBatchItems int
-	// MaxConnections bounds the open connections, for [NewServer]; more are
-	// closed at once. Default 1,000.
+	// MaxConnections bounds the open connections, for [NewServer]. A new one
+	// takes the place of an idle one, or is closed if all are busy. Default 1,000.
 	MaxConnections int
 	// BodyTimeout bounds the time from the first to the last byte of a body,
 	// and for [NewServer] that of a head. Default 10 s.

@@ -45,7 +45,7 @@ type settings struct {
 	APIRate           int           `group:"publish" type:"count" min:"1" max:"1000000" word:"off" default:"off" help:"Requests a second with one API key; more gets 429."`
 	APIMaxBatch       int           `group:"publish" type:"size" min:"1" max:"1GiB" default:"8MiB" help:"Bytes of a batch; more gets 413."`
 	APIMaxBatchItems  int           `group:"publish" type:"count" min:"1" max:"1000000" default:"10000" help:"Messages of a batch; more gets 413."`
-	APIMaxConnections int           `group:"publish" type:"count" min:"1" max:"1073741824" default:"1000" help:"Connections of the API at once; more are closed."`
+	APIMaxConnections int           `group:"publish" type:"count" min:"1" max:"1073741824" default:"1000" help:"Connections of the API at once; over it idle ones are closed, or else new ones."`
 	APITimeout        time.Duration `group:"publish" type:"duration" min:"10ms" max:"24h" default:"10s" help:"An API request's head, and its body, from first to last byte; and the sending of an answer."`
 
 	HandshakeTimeout time.Duration `group:"times" type:"duration" min:"10ms" max:"24h" default:"5s" help:"Accept to the end of the request's head."`
