@@ -166,6 +166,12 @@ func TestWrongVariablesAndFilesSayWhere(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	t.Run("variable that is yes or no", func(t *testing.T) {
+		t.Setenv("TOCSIN_DEV", "maybe")
+		if _, err := read("serve"); err == nil || !strings.HasPrefix(err.Error(), "dev in $TOCSIN_DEV: ") {
+			t.Error(err)
+		}
+	})
 	for _, c := range []struct{ file, want string }{
 		{"dev: true\nmax-topics: x\n", ` line 2, it must be a whole number from 1 to 32768`},
 		{"dev: true\n\nmax_topics: 5\n", ` line 3: there is no setting "max_topics", is max-topics meant?`},

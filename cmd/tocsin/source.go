@@ -202,5 +202,10 @@ func (s *sources) explain(err error) error {
 	if bad, ok := errors.AsType[configError](err); ok {
 		return bad
 	}
+	for key, from := range s.origin { // kong's own kinds of values
+		if what, ok := strings.CutPrefix(err.Error(), "--"+key+": "); ok {
+			return fmt.Errorf("%s in %s: %s", key, from, what)
+		}
+	}
 	return err
 }
