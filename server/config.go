@@ -206,39 +206,37 @@ func (c *Config) userTimeout() time.Duration { return max(30*time.Second, 3*c.Wr
 
 func (c *Config) check() error {
 	for _, n := range []struct {
-		name       string
-		value, max int64
+		name            string
+		value, min, max int64
 	}{
-		{"Shards", int64(c.Shards), 4096},
-		{"Workers", int64(c.Workers), 4096},
-		{"HookWorkers", int64(c.HookWorkers), 1 << 20},
-		{"MaxUserConns", int64(c.MaxUserConns), 1 << 30},
-		{"MaxTopics", int64(c.MaxTopics), 1 << 15},
-		{"MaxMessage", int64(c.MaxMessage), 1 << 30},
-		{"MaxFrames", int64(c.MaxFrames), 1 << 30},
-		{"MaxControl", int64(c.MaxControl), 100},
-		{"MaxOutbox", int64(c.MaxOutbox), 1 << 30},
-		{"MaxPublish", int64(c.MaxPublish), 1 << 30},
-		{"OutboxBudget", c.OutboxBudget, 1 << 50},
-		{"PublishBudget", c.PublishBudget, 1 << 50},
-		{"LingerBudget", c.LingerBudget, 1 << 50},
-		{"IdempotencyBudget", c.IdempotencyBudget, 1 << 50},
-		{"HandshakeTimeout", int64(c.HandshakeTimeout), int64(maxTimeout)},
-		{"AuthTimeout", int64(c.AuthTimeout), int64(maxTimeout)},
-		{"MessageTimeout", int64(c.MessageTimeout), int64(maxTimeout)},
-		{"WriteTimeout", int64(c.WriteTimeout), int64(maxTimeout)},
-		{"OutboxAge", int64(c.OutboxAge), int64(maxTimeout)},
-		{"PongTimeout", int64(c.PongTimeout), int64(maxTimeout)},
-		{"CloseTimeout", int64(c.CloseTimeout), int64(maxTimeout)},
-		{"Drain", int64(c.Drain), int64(maxTimeout)},
-		{"ReturnWindow", int64(c.ReturnWindow), int64(maxTimeout)},
+		{"MaxConnections", int64(c.MaxConnections), 0, 1<<30 - 1},
+		{"Shards", int64(c.Shards), 1, 4096},
+		{"Workers", int64(c.Workers), 1, 4096},
+		{"HookWorkers", int64(c.HookWorkers), 1, 1 << 20},
+		{"MaxUserConns", int64(c.MaxUserConns), 1, 1 << 30},
+		{"MaxTopics", int64(c.MaxTopics), 1, 1 << 15},
+		{"MaxMessage", int64(c.MaxMessage), 1, 1 << 30},
+		{"MaxFrames", int64(c.MaxFrames), 1, 1 << 30},
+		{"MaxControl", int64(c.MaxControl), 1, 100},
+		{"MaxOutbox", int64(c.MaxOutbox), 1, 1 << 30},
+		{"MaxPublish", int64(c.MaxPublish), 1, 1 << 30},
+		{"OutboxBudget", c.OutboxBudget, 1, 1 << 50},
+		{"PublishBudget", c.PublishBudget, 1, 1 << 50},
+		{"LingerBudget", c.LingerBudget, 1, 1 << 50},
+		{"IdempotencyBudget", c.IdempotencyBudget, 1, 1 << 50},
+		{"HandshakeTimeout", int64(c.HandshakeTimeout), 1, int64(maxTimeout)},
+		{"AuthTimeout", int64(c.AuthTimeout), 1, int64(maxTimeout)},
+		{"MessageTimeout", int64(c.MessageTimeout), 1, int64(maxTimeout)},
+		{"WriteTimeout", int64(c.WriteTimeout), 1, int64(maxTimeout)},
+		{"OutboxAge", int64(c.OutboxAge), 1, int64(maxTimeout)},
+		{"PongTimeout", int64(c.PongTimeout), 1, int64(maxTimeout)},
+		{"CloseTimeout", int64(c.CloseTimeout), 1, int64(maxTimeout)},
+		{"Drain", int64(c.Drain), 1, int64(maxTimeout)},
+		{"ReturnWindow", int64(c.ReturnWindow), 1, int64(maxTimeout)},
 	} {
-		if n.value < 1 || n.value > n.max {
-			return fmt.Errorf("server: Config.%s is %d, it must be 1 to %d", n.name, n.value, n.max)
+		if n.value < n.min || n.value > n.max {
+			return fmt.Errorf("server: Config.%s is %d, it must be %d to %d", n.name, n.value, n.min, n.max)
 		}
-	}
-	if most := 1<<30 - 1; c.MaxConnections < 0 || c.MaxConnections > most {
-		return fmt.Errorf("server: Config.MaxConnections is %d, it must be 0 to %d", c.MaxConnections, most)
 	}
 	if c.PingInterval > maxTimeout {
 		return fmt.Errorf("server: Config.PingInterval is %s, the most is %s", c.PingInterval, maxTimeout)

@@ -110,24 +110,17 @@ func (w *worker) startDrain() {
 	s := w.shard
 	s.drain.active, s.drain.until = true, w.srv.drainUntil
 	s.hasten()
-	if w.srv.hurryDrain.Load() {
-		for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
-			c := s.at(i)
-			if c.state == stateOpen {
-				w.goodbye(c)
-			}
-			if c.state == stateHead || c.state == stateAuth {
-				w.refuse(c, 503, rejectShutdown, textDraining)
-			}
-			if c.state != stateFree {
-				w.detach(c)
-			}
-		}
-		return
-	}
+	atOnce := w.srv.hurryDrain.Load()
 	for i := s.slots.next(0); i >= 0; i = s.slots.next(i + 1) {
-		if c := s.at(i); c.state == stateHead {
-			w.refuse(c, 503, rejectShutdown, textDraining)
+		c := s.at(i)
+		switch {
+		case c.state == stateHead, c.state == stateAuth && atOnce:
+			w.refuse(c, shuttingDown())
+		case c.state == stateOpen && atOnce:
+			w.goodbye(c)
+		}
+		if atOnce && c.state != stateFree {
+			w.detach(c)
 		}
 	}
 }

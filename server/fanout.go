@@ -2,8 +2,6 @@ package server
 
 import (
 	"time"
-
-	"github.com/tocsin-push/tocsin/netpoll"
 )
 
 // walk is one topic's messages on their way through its subscribers in one
@@ -310,7 +308,7 @@ func (w *worker) give(c *conn, batch []walkEntry, joined *[formats][]byte) (stat
 	if n == len(b) {
 		return StatusWritten
 	}
-	if errno != 0 && errno != netpoll.EAGAIN && errno != netpoll.EINTR {
+	if broken(errno) {
 		for _, e := range batch {
 			w.drop(e.m, dropGone, 1)
 		}

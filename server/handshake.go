@@ -49,7 +49,7 @@ func (w *worker) takeHead(c *conn, b []byte) {
 	switch {
 	case bad != nil:
 		w.half.scan = headScan{}
-		w.refuse(c, bad.status, bad.reject, bad.text)
+		w.refuse(c, bad)
 	case end < 0:
 		if h == &w.half {
 			e := w.extraOf(c)
@@ -59,11 +59,9 @@ func (w *worker) takeHead(c *conn, b []byte) {
 		}
 	default:
 		w.half.scan = headScan{}
-		if h == &w.half {
-			w.answer(c, b[:end], b[end:])
-			return
+		if h != &w.half {
+			c.ext.in = half{} // b stays ours
 		}
-		c.ext.in = half{} // b stays ours
 		w.answer(c, b[:end], b[end:])
 	}
 }
@@ -107,6 +105,10 @@ type refusal struct {
 }
 
 func badRequest(text string) *refusal { return &refusal{400, rejectHead, text} }
+
+func shuttingDown() *refusal {
+	return &refusal{503, rejectShutdown, textDraining}
+}
 
 // request is a checked request head; its slices point into it.
 type request struct {
@@ -553,13 +555,13 @@ func (w *worker) answer(c *conn, head, early []byte) {
 		want, bad = w.parseWish(r.query)
 	}
 	if bad == nil && w.srv.draining.Load() {
-		bad = &refusal{503, rejectShutdown, textDraining}
+		bad = shuttingDown()
 	}
 	if bad != nil {
 		if bytes.HasPrefix(head, []byte(http.MethodHead+" ")) {
 			bad.text = ""
 		}
-		w.refuse(c, bad.status, bad.reject, bad.text)
+		w.refuse(c, bad)
 		return
 	}
 	if w.srv.cfg.Auth != nil || w.srv.cfg.Allow != nil && len(want.topics) > 0 {
@@ -568,7 +570,7 @@ func (w *worker) answer(c *conn, head, early []byte) {
 	}
 	if want.user != "" {
 		if err := wire.CheckUser(want.user); err != nil {
-			w.refuse(c, 400, rejectHead, "query parameter user: "+err.Message)
+			w.refuse(c, badRequest("query parameter user: "+err.Message))
 			return
 		}
 	}
@@ -668,10 +670,10 @@ func appendUpgrade(dst []byte, r *request) []byte {
 }
 
 // refuse answers an upgrade with something else than 101.
-func (w *worker) refuse(c *conn, status int, why rejectReason, text string) {
-	w.srv.stats.reject(why)
-	w.logRefusal(c, status, why, text)
-	w.out = appendRefusal(w.out[:0], status, text)
+func (w *worker) refuse(c *conn, no *refusal) {
+	w.srv.stats.reject(no.reject)
+	w.logRefusal(c, no)
+	w.out = appendRefusal(w.out[:0], no.status, no.text)
 	w.deafen(c)
 }
 

@@ -114,7 +114,7 @@ func (w *worker) hookReturned(c *conn, call *hookCall) {
 	c.flags &^= flagHook
 	r := c.ref()
 	if call.panicked && c.state == stateAuth {
-		w.refuse(c, http.StatusInternalServerError, rejectAuth, "authentication failed")
+		w.refuse(c, &refusal{500, rejectAuth, "authentication failed"})
 		return
 	}
 	if call.panicked {
@@ -176,7 +176,7 @@ func (w *worker) hookAuth(c *conn, r request, want wish, early []byte) {
 			return
 		}
 		if no != nil {
-			w.refuse(c, no.status, no.reject, no.text)
+			w.refuse(c, no)
 			return
 		}
 		r, _ := parseHead(head, w.srv.cfg.Path)

@@ -204,9 +204,9 @@ func (w *worker) overdueStill(c *conn) lateness {
 	late := w.overdue(c)
 	switch late {
 	case lateHead:
-		w.expireHandshake(c, 408, rejectTimeout, "the request head took too long")
+		w.expireHandshake(c, &refusal{408, rejectTimeout, "the request head took too long"})
 	case lateAuth:
-		w.expireHandshake(c, 503, rejectTimeout, "authentication took too long")
+		w.expireHandshake(c, &refusal{503, rejectTimeout, "authentication took too long"})
 	case lateMessage:
 		w.shut(c, wire.ClosePolicy, "a message took too long")
 	case lateWrite:
@@ -223,12 +223,12 @@ func (w *worker) overdueStill(c *conn) lateness {
 
 // expireHandshake sends a refusal in one write and closes the socket at once,
 // without waiting for a peer that was too slow already.
-func (w *worker) expireHandshake(c *conn, status int, why rejectReason, text string) {
-	w.srv.stats.reject(why)
-	w.logRefusal(c, status, why, text)
+func (w *worker) expireHandshake(c *conn, no *refusal) {
+	w.srv.stats.reject(no.reject)
+	w.logRefusal(c, no)
 	w.srv.handshaking.Add(-1)
 	var buf [512]byte
-	w.srv.kernel.Send(int(c.fd), appendRefusal(buf[:0], status, text))
+	w.srv.kernel.Send(int(c.fd), appendRefusal(buf[:0], no.status, no.text))
 	w.detach(c)
 }
 

@@ -73,8 +73,8 @@ func (w *worker) logClose(c *conn, code wire.CloseCode, by, reason string) {
 }
 
 // logRefusal never says what was asked for: a query may have a token.
-func (w *worker) logRefusal(c *conn, status int, why rejectReason, text string) {
+func (w *worker) logRefusal(c *conn, no *refusal) {
 	if w.srv.debugs() {
-		w.srv.cfg.Logger.Debug("refused", "conn", w.connID(c), "peer", netpoll.Peer(int(c.fd)).String(), "status", status, "reason", rejectNames[why], "text", text)
+		w.srv.cfg.Logger.Debug("refused", "conn", w.connID(c), "peer", netpoll.Peer(int(c.fd)).String(), "status", no.status, "reason", rejectNames[no.reject], "text", no.text)
 	}
 }

@@ -103,7 +103,10 @@ func (srv *Server) placeOnce(ctx context.Context, key onceKey, a *address, m *Me
 	if err := srv.wait(ctx, e.placed); err != nil {
 		return sending{}, fmt.Errorf("wait for its place: %w", err)
 	}
-	return sending{entry: e, again: again}, e.in.failed(e)
+	if s, r, err := e.in.result(e); s == nil && r.ID == "" {
+		return sending{}, err
+	}
+	return sending{entry: e, again: again}, nil
 }
 
 // placeFirst places the message of a new entry. Only a bus between nodes may
@@ -170,16 +173,6 @@ func (o *once) placed(e *onceEntry, s sending, err error) {
 		o.resizeLocked(e, s.out.cost, len(s.out.devices))
 	}
 	close(e.placed)
-}
-
-// failed returns the error of an entry whose message was not sent.
-func (o *once) failed(e *onceEntry) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if e.sent == nil && e.receipt.ID == "" {
-		return e.err
-	}
-	return nil
 }
 
 // result returns the message on its way, or what became of it.

@@ -81,7 +81,7 @@ func (w *worker) send(c *conn, b []byte) {
 		if n == len(b) {
 			return
 		}
-		if errno != 0 && errno != netpoll.EAGAIN && errno != netpoll.EINTR {
+		if broken(errno) {
 			w.lost(c)
 			return
 		}
@@ -96,6 +96,12 @@ func (w *worker) send(c *conn, b []byte) {
 	w.budget(len(b) - left)
 }
 
+// broken reports whether a send failed because of more than a full socket or a
+// signal.
+func broken(errno netpoll.Errno) bool {
+	return errno != 0 && errno != netpoll.EAGAIN && errno != netpoll.EINTR
+}
+
 // flush sends what waits in c's outbox, as much as the socket takes.
 func (w *worker) flush(c *conn) {
 	o := &c.ext.out
@@ -107,7 +113,7 @@ func (w *worker) flush(c *conn) {
 			break
 		}
 		n, errno := w.srv.kernel.Send(int(c.fd), b)
-		if errno != 0 && errno != netpoll.EAGAIN && errno != netpoll.EINTR {
+		if broken(errno) {
 			w.lost(c)
 			return
 		}
@@ -186,7 +192,7 @@ func (w *worker) shut(c *conn, code wire.CloseCode, reason string) {
 	case stateFree, stateClosing:
 		return
 	case stateHead, stateAuth:
-		w.refuse(c, 503, rejectShutdown, reason)
+		w.refuse(c, &refusal{503, rejectShutdown, reason})
 		return
 	}
 	w.endOpen(c, code, byServer, reason)
