@@ -13,25 +13,12 @@ import (
 // benchUsers starts a server with n users, a connection each, whose other ends
 // are read by nobody but the kernel until the buffers are full; empty reads them.
 func benchUsers(b *testing.B, n int) (srv *Server, empty func()) {
-	srv, err := New(Config{Dev: true, Logger: silent, Drain: 1})
-	if err != nil {
-		b.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
+	srv, addr := started(b, Config{})
 	clients := make([]*client, n)
 	for i := range clients {
-		clients[i] = dial(b, ln.Addr().String(), fmt.Sprintf("/ws?user=u%d", i))
+		clients[i] = dial(b, addr, fmt.Sprintf("/ws?user=u%d", i))
 	}
 	eventually(b, "the connections", func() bool { return srv.Stats().Connections == n })
-	b.Cleanup(func() {
-		_ = srv.Shutdown(b.Context())
-		<-served
-	})
 	buf := make([]byte, 64<<10)
 	return srv, func() {
 		for _, c := range clients {

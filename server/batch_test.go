@@ -23,7 +23,7 @@ func TestBatchTellsEachItem(t *testing.T) {
 	srv, addr := serve(t, server.Config{MaxPublish: 100})
 	a, wa := joined(t, addr, "/ws?user=ann&topics=news")
 	b, _ := joined(t, addr, "/ws?user=ann")
-	until(t, "the subscription", func() bool { return srv.Stats().Subscriptions == 1 })
+	server.Eventually(t, "the subscription", func() bool { return srv.Stats().Subscriptions == 1 })
 	results := srv.Batch(t.Context(), []server.BatchItem{
 		0: push("ann", "1", server.WaitSent),
 		1: push("bob", "2", server.WaitSent),
@@ -78,7 +78,7 @@ func TestBatchKeepsOrder(t *testing.T) {
 	for i := range conns {
 		conns[i], _ = joined(t, addr, fmt.Sprintf("/ws?user=u%d&topics=t", i))
 	}
-	until(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == users })
+	server.Eventually(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == users })
 	var wg sync.WaitGroup
 	for n := range batches {
 		var items []server.BatchItem
@@ -125,7 +125,7 @@ func TestBatchLargerThanTheBudget(t *testing.T) {
 	srv, addr := serve(t, server.Config{MaxOutbox: 64 << 20, PublishBudget: budget})
 	const users = 10
 	var readers sync.WaitGroup
-	n := scale(4000)
+	n := server.Size(4000)
 	for i := range users {
 		c, _ := joined(t, addr, fmt.Sprintf("/ws?user=u%d", i))
 		readers.Go(func() {
@@ -172,7 +172,7 @@ func TestBatchLargerThanTheBudget(t *testing.T) {
 	}
 	wg.Wait()
 	readers.Wait()
-	until(t, "the budget to be free", func() bool { return srv.Stats().PublishBytes == 0 })
+	server.Eventually(t, "the budget to be free", func() bool { return srv.Stats().PublishBytes == 0 })
 	// One item that does not fit at all is refused, as alone.
 	small, addr := serve(t, server.Config{PublishBudget: 1000})
 	joined(t, addr, "/ws?user=u")
@@ -293,7 +293,7 @@ func TestBatchEndsWithTheServer(t *testing.T) {
 			}
 		})
 	}
-	until(t, "some to be sent", func() bool { return srv.Stats().Published > 1000 })
+	server.Eventually(t, "some to be sent", func() bool { return srv.Stats().Published > 1000 })
 	ctx, cancel := context.WithTimeout(context.Background(), wstest.Timeout)
 	defer cancel()
 	if err := srv.Shutdown(ctx); err != nil {

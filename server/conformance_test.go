@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -19,17 +18,6 @@ import (
 	"github.com/tocsin-push/tocsin/server"
 	"github.com/tocsin-push/tocsin/wire"
 )
-
-// full is set for the long run; without it sizes and counts are a tenth.
-var full = os.Getenv("TOCSIN_FULL") != ""
-
-// scale returns n in the long run and a tenth of it otherwise.
-func scale(n int) int {
-	if full {
-		return n
-	}
-	return (n + 9) / 10
-}
 
 // echoServer starts a server that sends every data message back, and returns
 // its address. It ends with the test, and has to end well.
@@ -455,19 +443,19 @@ func section9() (cs cases) {
 	whole := func(m wstest.Frame) [][]byte { return oneWrite(m) }
 	for i, op := range dataOps {
 		for j, n := range []int{64 << 10, 256 << 10, 1 << 20, 4 << 20, 8 << 20, 16 << 20} {
-			cs.addRounds(fmt.Sprintf("9.%d.%d", 1+i, j+1), echo(op, scale(n), whole))
+			cs.addRounds(fmt.Sprintf("9.%d.%d", 1+i, j+1), echo(op, server.Size(n), whole))
 		}
 		for j := range 9 {
 			fragmented := func(m wstest.Frame) [][]byte { return oneWrite(wstest.Fragments(op, m.Payload, 64<<(2*j))...) }
-			cs.addRounds(fmt.Sprintf("9.%d.%d", 3+i, j+1), echo(op, scale(4<<20), fragmented))
+			cs.addRounds(fmt.Sprintf("9.%d.%d", 3+i, j+1), echo(op, server.Size(4<<20), fragmented))
 		}
 		for j := range 6 {
 			chopped := func(m wstest.Frame) [][]byte { return inPieces(64 << j)(m) }
-			cs.addRounds(fmt.Sprintf("9.%d.%d", 5+i, j+1), echo(op, scale(1<<20), chopped))
+			cs.addRounds(fmt.Sprintf("9.%d.%d", 5+i, j+1), echo(op, server.Size(1<<20), chopped))
 		}
 		for j, n := range []int{0, 16, 64, 256, 1024, 4096} {
 			cs.addRounds(fmt.Sprintf("9.%d.%d", 7+i, j+1), func() (rounds []round) {
-				for range scale(1000) {
+				for range server.Size(1000) {
 					rounds = append(rounds, echo(op, n, whole)()...)
 				}
 				return rounds
@@ -543,7 +531,7 @@ func TestReceivedCloseCodes(t *testing.T) {
 		t.Run(fmt.Sprint(first), func(t *testing.T) {
 			t.Parallel()
 			for code := first; code < first+block; code++ {
-				if !full && !edges[code] && code%97 != 0 {
+				if !server.Full && !edges[code] && code%97 != 0 {
 					continue
 				}
 				want := wire.CloseCode(code)
@@ -652,27 +640,6 @@ func everySplit(t *testing.T, addr string, end wire.CloseCode, frames []wstest.F
 	}
 }
 
-// badAt returns the index of the first byte that no UTF-8 text can have there,
-// or -1.
-func badAt(b []byte) int {
-	for i := 0; i < len(b); {
-		r, size := utf8.DecodeRune(b[i:])
-		if r != utf8.RuneError || size != 1 {
-			i += size
-			continue
-		}
-		for n := 1; ; n++ {
-			if i+n > len(b) {
-				return -1 // an unfinished character; wrong only at the end
-			}
-			if utf8.FullRune(b[i : i+n]) {
-				return i + n - 1
-			}
-		}
-	}
-	return -1
-}
-
 // TestRandomMessages sends text, often not UTF-8, in random fragments and
 // random writes. Good text comes back; bad text ends the connection at its
 // first bad byte, with the rest not sent.
@@ -683,13 +650,13 @@ func TestRandomMessages(t *testing.T) {
 			t.Parallel()
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			var c *wstest.Conn
-			for range scale(2500) {
+			for range server.Size(2500) {
 				if c == nil {
 					c = dialEcho(t, addr)
 				}
 				text := randomText(rnd)
 				stream, reach := randomFrames(rnd, text)
-				bad := badAt(text)
+				bad := server.BadUTF8(text)
 				if bad >= 0 {
 					stream = stream[:reach[bad]]
 				}

@@ -94,18 +94,6 @@ func publish(t *testing.T, srv *server.Server, topic, data string) server.Receip
 	return r
 }
 
-// until polls until ok.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for deadline := time.Now().Add(wstest.Timeout); !ok(); <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited for %s in vain", what)
-		}
-	}
-}
-
 func TestDelivery(t *testing.T) {
 	t.Parallel()
 	srv, addr := serve(t, server.Config{})
@@ -115,7 +103,7 @@ func TestDelivery(t *testing.T) {
 	if wa.User != "ann" || len(wa.Topics) != 2 || wa.Topics["news"].Epoch == "" || wc.User != "" || wa.Conn == wb.Conn || wa.Ping != 25 {
 		t.Fatalf("welcomes %+v, %+v, %+v", wa, wb, wc)
 	}
-	until(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == 2 })
+	server.Eventually(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == 2 })
 
 	r := publish(t, srv, "news", `{"n":1}`)
 	if r.Subscribers != 1 || r.Written != 1 || r.Seq != wa.Topics["news"].Seq+1 || r.Epoch != wa.Topics["news"].Epoch || r.ID == "" {
@@ -149,7 +137,7 @@ func TestDelivery(t *testing.T) {
 		wantMessage(t, conn, "$all", "4")
 		conn.WantNothing()
 	}
-	until(t, "them to leave", func() bool { return srv.Stats().Connections == 0 })
+	server.Eventually(t, "them to leave", func() bool { return srv.Stats().Connections == 0 })
 	if st := srv.Stats(); st.Closes[server.CloseKind{Code: wire.CloseNormal, By: "client"}] != 3 || st.Deliveries != 7 || st.Published != 4 {
 		t.Errorf("%+v", st)
 	}
@@ -224,7 +212,7 @@ func TestUrgencyReachesClients(t *testing.T) {
 	srv, addr := serve(t, server.Config{})
 	c, _ := joined(t, addr, "/ws?user=ann&topics=t")
 	raw := wstest.Dial(t, addr, "/ws?user=ann&topics=t&format=raw")
-	until(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == 2 })
+	server.Eventually(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == 2 })
 	for given, want := range map[string]string{"": "", "very-low": "very-low", "low": "low", "normal": "", "high": "high"} {
 		m := server.Message{Data: []byte("1"), Urgency: given}
 		_, err1 := srv.Publish(t.Context(), "t", m)
@@ -391,7 +379,7 @@ func TestRawFormat(t *testing.T) {
 	srv, addr := serve(t, server.Config{})
 	enveloped, _ := joined(t, addr, "/ws?topics=t")
 	raw := wstest.Dial(t, addr, "/ws?topics=t&format=raw")
-	until(t, "both", func() bool { return srv.Stats().Subscriptions == 2 })
+	server.Eventually(t, "both", func() bool { return srv.Stats().Subscriptions == 2 })
 	publish(t, srv, "t", `{"a":1}`)
 	raw.WantText(`{"a":1}`)
 	wantMessage(t, enveloped, "t", `{"a":1}`)
@@ -415,7 +403,7 @@ func TestIdempotency(t *testing.T) {
 	t.Parallel()
 	srv, addr := serve(t, server.Config{})
 	c, _ := joined(t, addr, "/ws?topics=t,u&user=ann")
-	until(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == 2 })
+	server.Eventually(t, "the subscriptions", func() bool { return srv.Stats().Subscriptions == 2 })
 	m := server.Message{Data: []byte("1"), IdempotencyKey: "k", Wait: server.WaitSent}
 	first, err := srv.Publish(t.Context(), "t", m)
 	if err != nil || first.Duplicate {
@@ -567,7 +555,7 @@ func TestTopicsOfAConnectionAreLimited(t *testing.T) {
 	srv, addr := serve(t, server.Config{})
 	c, _ := joined(t, addr, "/ws?topics=t0,t1")
 	const batch = 100
-	for i := 0; i < scale(100_000); i += batch {
+	for i := 0; i < server.Size(100_000); i += batch {
 		var frames []wstest.Frame
 		for j := range batch {
 			frames = append(frames, wstest.Text(fmt.Sprintf(`{"id":%d,"subscribe":{"topic":"t%d"}}`, i+j+1, i+j)))
@@ -604,7 +592,7 @@ func TestUnknownPositionsAreAnswered(t *testing.T) {
 	t.Parallel()
 	srv, addr := serve(t, server.Config{})
 	_, w := joined(t, addr, "/ws?topics=t")
-	until(t, "the subscription", func() bool { return srv.Stats().Subscriptions == 1 })
+	server.Eventually(t, "the subscription", func() bool { return srv.Stats().Subscriptions == 1 })
 	for range 5 {
 		publish(t, srv, "t", "1")
 	}
@@ -650,7 +638,7 @@ func TestConnectionsOfAUserAreLimited(t *testing.T) {
 	t.Parallel()
 	const limit = 10
 	srv, addr := serve(t, server.Config{MaxUserConns: limit})
-	n := scale(1000)
+	n := server.Size(1000)
 	codes := make(chan wire.CloseCode, n)
 	conns := make([]*wstest.Conn, n)
 	for i := range conns {

@@ -146,7 +146,7 @@ func TestHandshakeRefusesBodies(t *testing.T) {
 // whatever pieces they come (docs/faults.md H6).
 func TestHandshakeKeepsEarlyFrames(t *testing.T) {
 	addr := echoServer(t)
-	for i := range scale(1000) {
+	for i := range server.Size(1000) {
 		text := fmt.Sprint("early ", i)
 		stream := upgrade() + string(wstest.Encode(wstest.Text(text), wstest.Ping(text)))
 		cut := len(stream) - i%80 // behind everything, or in the frames, or in the head

@@ -158,7 +158,7 @@ func TestHooksRunInOrderAndAPanicEndsOne(t *testing.T) {
 				c.WantClosed(wire.CloseNormal)
 				want = append(want, "last", "close 1000")
 			}
-			until(t, "OnClose", func() bool { return len(log.of(w.Conn)) >= len(want) })
+			server.Eventually(t, "OnClose", func() bool { return len(log.of(w.Conn)) >= len(want) })
 			if got := log.of(w.Conn); !slices.Equal(got, want) {
 				t.Errorf("hooks %v, want %v", got, want)
 			}
@@ -210,8 +210,8 @@ func TestSlowHooksHoldUpNobodyElse(t *testing.T) {
 		c.Send(wstest.Text("block"), wstest.Text("behind"))
 		slow = append(slow, c)
 	}
-	until(t, "three of four workers to be held", func() bool { return blocked.Load() == 3 })
-	for range scale(200) {
+	server.Eventually(t, "three of four workers to be held", func() bool { return blocked.Load() == 3 })
+	for range server.Size(200) {
 		c, _ := joined(t, addr, "/ws")
 		for _, s := range []string{"a", "b", "c"} {
 			c.Send(wstest.Text(s))
@@ -224,7 +224,7 @@ func TestSlowHooksHoldUpNobodyElse(t *testing.T) {
 		c.Send(wstest.Text("block"))
 		slow = append(slow, c)
 	}
-	until(t, "the last worker to be held", func() bool { return blocked.Load() == 4 })
+	server.Eventually(t, "the last worker to be held", func() bool { return blocked.Load() == 4 })
 	if r := publish(t, srv, "t", "1"); r.Written != len(slow) {
 		t.Errorf("with all hooks held, a message was %+v", r)
 	}
@@ -252,7 +252,7 @@ func TestServeHTTP(t *testing.T) {
 
 	a, wa := joined(t, addr, "/ws?topics=t&user=ann")
 	b, wb := joined(t, webAddr, "/push/any?topics=t&user=ann")
-	until(t, "both", func() bool { return srv.Stats().Subscriptions == 2 })
+	server.Eventually(t, "both", func() bool { return srv.Stats().Subscriptions == 2 })
 	if got := srv.User("ann"); len(got) != 2 || !slices.Contains(got, wa.Conn) || !slices.Contains(got, wb.Conn) {
 		t.Errorf("ann's connections are %v", got)
 	}

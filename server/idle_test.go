@@ -194,7 +194,7 @@ func (k *jumpKernel) Now() time.Duration {
 }
 
 // started starts a server on the given kernel, and ends it with the test.
-func started(t *testing.T, cfg Config) (srv *Server, addr string) {
+func started(t testing.TB, cfg Config) (srv *Server, addr string) {
 	t.Helper()
 	setDefault(&cfg.Drain, time.Millisecond)
 	setDefault(&cfg.Logger, silent)

@@ -39,7 +39,7 @@ func (p *peer) messages() map[string]int {
 	return got
 }
 
-// ways are the three ways of sending a message.
+// ways are the ways of sending a message.
 var ways = map[string]func(*Server, context.Context, Message) (Receipt, error){
 	"publish": func(srv *Server, ctx context.Context, m Message) (Receipt, error) { return srv.Publish(ctx, "t", m) },
 	"push": func(srv *Server, ctx context.Context, m Message) (Receipt, error) {

@@ -1,0 +1,9 @@
+package server
+
+// What the tests of both packages of this folder use.
+var (
+	Full       = full
+	Size       = size
+	Eventually = eventually
+	BadUTF8    = badUTF8
+)
