@@ -222,6 +222,8 @@ func TestNoWakeUpIsLost(t *testing.T) {
 	p, s := newPoller(t), newSet(t)
 	a, b := pair(t)
 	var received atomic.Int64
+	var over atomic.Bool // what the last callback arms may be closed by then
+	defer over.Store(true)
 	buf := make([]byte, 100) // the poller's goroutine owns these
 	events := make([]Event, 4)
 	if err := p.Add(s.FD(), func() {
@@ -233,7 +235,7 @@ func TestNoWakeUpIsLost(t *testing.T) {
 			}
 			received.Add(int64(n))
 		}
-		if err := p.Rearm(s.FD()); err != nil {
+		if err := p.Rearm(s.FD()); err != nil && !over.Load() {
 			t.Error(err)
 		}
 	}); err != nil {
