@@ -25,7 +25,7 @@ type half struct {
 	frames int   // of the message
 	since  stamp // first byte of the head or message
 
-	scan headScan // see handshake.go
+	scan headScan // see head.go
 }
 
 func (h *half) empty() bool {

@@ -233,8 +233,8 @@ func (w *worker) expireHandshake(c *conn, no *refusal) {
 }
 
 // pingIfSilent pings an open connection of which nothing was heard for
-// PingInterval. While a hook runs nothing is read, so a pong could not be
-// seen; while an outbox waits, which has timeouts of its own, a ping would too.
+// PingInterval. While a hook runs nothing is read, so a pong could not be seen.
+// Behind an outbox a ping would wait; the outbox has timeouts of its own.
 func (w *worker) pingIfSilent(c *conn) {
 	cfg := &w.srv.cfg
 	switch {

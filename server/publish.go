@@ -86,7 +86,7 @@ type sending struct {
 	wait  Wait
 	about int // connections of a broadcast, which its shards count later
 	out   *message
-	entry *onceEntry // of its key; nil without one. The fields above are then unused
+	entry *onceEntry // of a message with a key, nil without; if set, its own sending has the fields above
 	again bool       // another publish with this key came first
 }
 
@@ -257,7 +257,7 @@ func (srv *Server) wait(ctx context.Context, done <-chan struct{}) (err error) {
 		err = ErrClosed // no shard has a turn any more
 	}
 	select {
-	case <-done: // too
+	case <-done: // it was closed at the same moment
 		return nil
 	default:
 		return err

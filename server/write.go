@@ -167,7 +167,7 @@ func (w *worker) shed() {
 		switch {
 		case w.srv.outboxBytes.Load() <= enough:
 			return
-		case c.ext == nil: // ended meanwhile: a Close frame that waits sheds too
+		case c.ext == nil: // ended meanwhile: cut queues a Close frame, which sheds again
 		case c.state == stateOpen:
 			w.cut(c, cutBudget)
 		default:
