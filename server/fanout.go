@@ -241,6 +241,7 @@ func (w *worker) expire(wk *walk) {
 	}
 	g := gapOf(batch[0].m, dropTTL)
 	g.to = batch[len(batch)-1].m.seq
+	g.framed = g.frame() // once for all of them
 	wk.gap = &g
 }
 

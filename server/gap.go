@@ -21,20 +21,25 @@ type gapNote struct {
 	epoch    string
 	from, to uint64
 	reason   dropReason
+	framed   []byte // its frame, if many connections get the same; else nil
 }
 
 // maxGaps is what the notices of an outbox may have beyond Config.MaxOutbox,
 // in bytes. A reader that is so far behind is cut.
 const maxGaps = 16 << 10
 
+// frame returns the frame that tells g. Nobody changes its bytes.
 func (g *gapNote) frame() []byte {
+	if g.framed != nil {
+		return g.framed
+	}
 	b := wire.AppendGap(nil, wire.Gap{Topic: g.topic.name, Epoch: g.epoch, From: g.from, To: g.to, Reason: dropNames[g.reason]})
 	return wire.AppendFrame(nil, ws.OpText, b)
 }
 
 // gapOf is the notice that m is not sent.
 func gapOf(m *message, why dropReason) gapNote {
-	return gapNote{m.topic, m.epoch, m.seq, m.seq, why}
+	return gapNote{topic: m.topic, epoch: m.epoch, from: m.seq, to: m.seq, reason: why}
 }
 
 // note puts g in the queue before entry i, or makes the notice larger that
@@ -76,7 +81,7 @@ func (o *outbox) neighbour(i, step int, g *gapNote) int {
 
 func (o *outbox) widen(i int, g gapNote) {
 	e := &o.q[i]
-	e.gap.from, e.gap.to = min(e.gap.from, g.from), max(e.gap.to, g.to)
+	e.gap.from, e.gap.to, e.gap.framed = min(e.gap.from, g.from), max(e.gap.to, g.to), nil
 	o.bytes -= len(e.b)
 	e.b = e.gap.frame()
 	o.bytes += len(e.b)

@@ -241,6 +241,29 @@ func TestShedding(t *testing.T) {
 	s.check()
 }
 
+// The notice that a message is too old is encoded once; one more subscriber
+// costs no allocation.
+func TestGapIsEncodedOnce(t *testing.T) {
+	cost := func(subscribers int) float64 {
+		s := newSim(t, 1, Config{})
+		for range subscribers {
+			s.dial("/ws?topics=hot")
+		}
+		s.sink = true
+		return testing.AllocsPerRun(20, func() {
+			if _, err := s.srv.Publish(t.Context(), "hot", Message{Data: []byte("1"), TTL: time.Second}); err != nil {
+				t.Fatal(err)
+			}
+			s.time += time.Second
+			s.turn(s.srv.shards[0])
+		})
+	}
+	few, many := cost(10), cost(size(1500))
+	if many > few+1 {
+		t.Errorf("%v allocations for 10 subscribers, %v for %d", few, many, size(1500))
+	}
+}
+
 // What the budget takes from topics whose policy lets it is told by a gap, and
 // costs nobody the connection.
 func TestBudgetIsToldByAGap(t *testing.T) {
