@@ -12,6 +12,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -75,23 +76,14 @@ type Config struct {
 
 // fill sets the defaults.
 func (c *Config) fill() {
-	setDefault(&c.MaxPublish, 64<<10)
-	setDefault(&c.MaxBatch, 8<<20)
-	setDefault(&c.MaxBatchItems, 10_000)
-	setDefault(&c.MaxConnections, 1000)
-	setDefault(&c.BodyTimeout, 10*time.Second)
-	setDefault(&c.WriteTimeout, 10*time.Second)
-	setDefault(&c.IdleTimeout, 2*time.Minute)
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
+	c.MaxPublish = cmp.Or(c.MaxPublish, 64<<10)
+	c.MaxBatch = cmp.Or(c.MaxBatch, 8<<20)
+	c.MaxBatchItems = cmp.Or(c.MaxBatchItems, 10_000)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 1000)
+	c.BodyTimeout = cmp.Or(c.BodyTimeout, 10*time.Second)
+	c.WriteTimeout = cmp.Or(c.WriteTimeout, 10*time.Second)
+	c.IdleTimeout = cmp.Or(c.IdleTimeout, 2*time.Minute)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 }
 
 // envelope is the room in a body for everything but data.
