@@ -14,9 +14,9 @@ const maxCommandID = 64
 func ParseCommand(b []byte, c *Command) *Error {
 	*c = Command{}
 	var body []byte
-	f := fields{b: b, depth: MaxDepth}
+	o := NewObject(b)
 	for {
-		key, val, done, err := f.next()
+		key, val, done, err := o.Next()
 		if err != nil {
 			return errf(BadRequest, "%s", err)
 		}
@@ -40,7 +40,7 @@ func ParseCommand(b []byte, c *Command) *Error {
 			c.Verb, body = v, val
 		}
 	}
-	if skipSpace(b, f.i) != len(b) {
+	if len(o.Rest()) > 0 {
 		return errf(BadRequest, "bytes behind the command object")
 	}
 	if c.Verb == None {
@@ -51,12 +51,12 @@ func ParseCommand(b []byte, c *Command) *Error {
 
 // parseBody reads the object behind the verb, which has been checked as JSON.
 func (c *Command) parseBody(body []byte) *Error {
-	f := fields{b: body, depth: MaxDepth}
+	o := NewObject(body)
 	if body[0] != '{' {
 		return errf(BadRequest, "%s wants an object", c.Verb)
 	}
 	for {
-		key, val, done, err := f.next()
+		key, val, done, err := o.Next()
 		if err != nil {
 			return errf(BadRequest, "%s", err)
 		}
@@ -66,14 +66,14 @@ func (c *Command) parseBody(body []byte) *Error {
 		ok := true
 		switch string(key) {
 		case "topic":
-			c.Topic, ok = stringValue(val)
+			c.Topic, ok = JSONString(val)
 		case "epoch":
-			c.Epoch, ok = stringValue(val)
+			c.Epoch, ok = JSONString(val)
 		case "id":
-			c.MessageID, ok = stringValue(val)
+			c.MessageID, ok = JSONString(val)
 			ok = ok && len(c.MessageID) <= MaxID
 		case "after":
-			c.After, ok = uintValue(val)
+			c.After, ok = JSONUint(val)
 			c.HasAfter = ok
 		case "data":
 			c.Data = val

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// The scanner below checks JSON (RFC 8259) and hands out the fields of one
+// The scanner below checks JSON (RFC 8259) and hands out the members of an
 // object as slices of the input. encoding/json allocates for each of them; the
 // read path may not.
 
@@ -28,58 +28,67 @@ func CheckJSON(b []byte) error {
 	return checkEnd(b, end)
 }
 
-// fields walks the members of one JSON object, each checked as it is passed.
-type fields struct {
+// Object walks the members of one JSON object of at most [MaxDepth] levels. It
+// checks each as it passes it, but not that strings are UTF-8.
+type Object struct {
 	b     []byte
 	i     int
 	depth int
 	begun bool
 }
 
-// next returns the next member: its key without quotes, its value as it
-// stands. done is true at the closing brace; i then stands behind it.
-func (f *fields) next() (key, val []byte, done bool, err error) {
-	f.i = skipSpace(f.b, f.i)
-	if !f.begun {
-		if f.at() != '{' {
+// NewObject returns an Object for the one that b begins with.
+func NewObject(b []byte) Object { return Object{b: b, depth: MaxDepth} }
+
+// Rest returns what stands behind the object and the white space after it, once
+// [Object.Next] has said done.
+func (o *Object) Rest() []byte { return o.b[skipSpace(o.b, o.i):] }
+
+// Next returns the next member: its key without quotes, its value as it stands.
+// Both are slices of the input, unless the key has escapes. done is true behind
+// the last member.
+func (o *Object) Next() (key, val []byte, done bool, err error) {
+	o.i = skipSpace(o.b, o.i)
+	if !o.begun {
+		if o.at() != '{' {
 			return nil, nil, false, errObject
 		}
-		f.begun = true
-		f.i = skipSpace(f.b, f.i+1)
-		if f.at() == '}' {
-			f.i++
+		o.begun = true
+		o.i = skipSpace(o.b, o.i+1)
+		if o.at() == '}' {
+			o.i++
 			return nil, nil, true, nil
 		}
 	} else {
-		switch f.at() {
+		switch o.at() {
 		case '}':
-			f.i++
+			o.i++
 			return nil, nil, true, nil
 		case ',':
-			f.i = skipSpace(f.b, f.i+1)
+			o.i = skipSpace(o.b, o.i+1)
 		default:
 			return nil, nil, false, errJSON
 		}
 	}
-	start := f.i
-	if f.i, err = skipString(f.b, f.i); err != nil {
+	start := o.i
+	if o.i, err = skipString(o.b, o.i); err != nil {
 		return nil, nil, false, err
 	}
-	key = f.b[start+1 : f.i-1]
-	if f.i = skipSpace(f.b, f.i); f.at() != ':' {
+	key = o.b[start+1 : o.i-1]
+	if o.i = skipSpace(o.b, o.i); o.at() != ':' {
 		return nil, nil, false, errJSON
 	}
-	start = skipSpace(f.b, f.i+1)
-	if f.i, err = skipValue(f.b, start, f.depth-1); err != nil {
+	start = skipSpace(o.b, o.i+1)
+	if o.i, err = skipValue(o.b, start, o.depth-1); err != nil {
 		return nil, nil, false, err
 	}
-	return unescape(key), f.b[start:f.i], false, nil
+	return unescape(key), o.b[start:o.i], false, nil
 }
 
 // at returns the byte at i, 0 behind the end.
-func (f *fields) at() byte {
-	if f.i < len(f.b) {
-		return f.b[f.i]
+func (o *Object) at() byte {
+	if o.i < len(o.b) {
+		return o.b[o.i]
 	}
 	return 0
 }
@@ -103,10 +112,10 @@ func skipValue(b []byte, i, depth int) (int, error) {
 		if depth <= 0 {
 			return i, errDepth
 		}
-		f := fields{b: b, i: i, depth: depth}
+		o := Object{b: b, i: i, depth: depth}
 		for {
-			if _, _, done, err := f.next(); done || err != nil {
-				return f.i, err
+			if _, _, done, err := o.Next(); done || err != nil {
+				return o.i, err
 			}
 		}
 	case c == '[':
@@ -235,17 +244,18 @@ func unescapeSlow(s []byte) []byte {
 	return []byte(out)
 }
 
-// stringValue returns the content of a JSON string; ok is false when val is
-// not one.
-func stringValue(val []byte) (s []byte, ok bool) {
+// JSONString returns what a JSON string stands for, without a copy unless it has
+// escapes; ok is false if val is another kind of value.
+func JSONString(val []byte) (s []byte, ok bool) {
 	if len(val) < 2 || val[0] != '"' {
 		return nil, false
 	}
 	return unescape(val[1 : len(val)-1]), true
 }
 
-// uintValue returns a JSON number that is a whole one without exponent.
-func uintValue(val []byte) (n uint64, ok bool) {
+// JSONUint returns what a JSON number stands for; ok is false if val is not a
+// whole one of at most 19 digits, without sign and exponent.
+func JSONUint(val []byte) (n uint64, ok bool) {
 	if len(val) == 0 || len(val) > 19 {
 		return 0, false
 	}

@@ -16,17 +16,17 @@ var (
 // Before it returns nil, what yield got may turn out to be part of something
 // that is not JSON. Keys and values live as long as b.
 func Members(b []byte, yield func(key, val []byte) error) error {
-	f := fields{b: b, depth: MaxDepth}
+	o := NewObject(b)
 	if start := skipSpace(b, 0); start == len(b) || b[start] != '{' {
 		return whyNot(b, errObject)
 	}
 	for {
-		key, val, done, err := f.next()
+		key, val, done, err := o.Next()
 		switch {
 		case err != nil:
 			return err
 		case done:
-			return checkEnd(b, f.i)
+			return checkEnd(b, o.i)
 		}
 		if err := yield(key, val); err != nil {
 			return err

@@ -50,6 +50,29 @@ func TestElementsOfAnArray(t *testing.T) {
 	}
 }
 
+// Objects may stand one behind another; each is walked by itself.
+func TestObjectsBehindEachOther(t *testing.T) {
+	var got []string
+	for b := []byte(" {\"a\":1,\"\\u0062\":\"x\"}\n{}\n{\"c\":[2]}\n"); len(b) > 0; {
+		o := NewObject(b)
+		for {
+			key, val, done, err := o.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if done {
+				break
+			}
+			got = append(got, string(key)+"="+string(val))
+		}
+		got = append(got, ".")
+		b = o.Rest()
+	}
+	if want := []string{"a=1", `b="x"`, ".", ".", "c=[2]", "."}; !reflect.DeepEqual(got, want) {
+		t.Errorf("members %q, want %q", got, want)
+	}
+}
+
 // FuzzMembers: Members and Elements accept what CheckJSON accepts of their
 // kind, and find what encoding/json finds.
 func FuzzMembers(f *testing.F) {
