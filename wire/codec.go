@@ -1,250 +1,65 @@
 package wire
 
-import (
-	"encoding/json"
-	"strconv"
-)
+import "github.com/gobwas/ws"
 
-// maxCommandID bounds the raw JSON of a command's id, which the reply repeats.
-const maxCommandID = 64
+// Codec is a protocol that clients speak: how their messages become commands,
+// and how what a server says becomes the payload of messages. It knows no
+// connection and keeps nothing, so one value serves all of them.
+//
+// Its methods are called in a shard's turn and by publishers, at once. They do
+// not block. They allocate nothing but what dst has to grow by, the text of an
+// error, and a string with escapes.
+//
+// Each Append method appends the payload of one message to dst. It returns dst
+// as it is if the protocol has no words for that; then nothing is sent.
+type Codec interface {
+	// Subprotocol is the name in Sec-WebSocket-Protocol, "" if there is none.
+	Subprotocol() string
 
-// ParseCommand reads one command from b into c, whose slices then point into
-// b. It allocates only for errors and for strings with escapes. An error
-// leaves c.ID set when the id could be read, so that the reply can carry it.
-func ParseCommand(b []byte, c *Command) *Error {
-	*c = Command{}
-	var body []byte
-	o := NewObject(b)
-	for {
-		key, val, done, err := o.Next()
-		if err != nil {
-			return errf(BadRequest, "%s", err)
-		}
-		if done {
-			break
-		}
-		if string(key) == "id" {
-			if len(val) > maxCommandID || (val[0] != '"' && val[0] != '-' && (val[0] < '0' || val[0] > '9')) {
-				return errf(BadRequest, "id must be a number or a string of at most %d bytes", maxCommandID)
-			}
-			c.ID = val
-			continue
-		}
-		for v := Subscribe; int(v) < len(verbs); v++ {
-			if string(key) != verbs[v] {
-				continue
-			}
-			if c.Verb != None {
-				return errf(BadRequest, "a frame carries one command, this one has %s and %s", c.Verb, v)
-			}
-			c.Verb, body = v, val
-		}
-	}
-	if len(o.Rest()) > 0 {
-		return errf(BadRequest, "bytes behind the command object")
-	}
-	if c.Verb == None {
-		return errf(UnknownCommand, "known commands are subscribe, unsubscribe, publish, ack and ping")
-	}
-	return c.parseBody(body)
-}
+	// Op is the opcode of messages in both directions: text or binary.
+	Op() ws.OpCode
 
-// parseBody reads the object behind the verb, which has been checked as JSON.
-func (c *Command) parseBody(body []byte) *Error {
-	o := NewObject(body)
-	if body[0] != '{' {
-		return errf(BadRequest, "%s wants an object", c.Verb)
-	}
-	for {
-		key, val, done, err := o.Next()
-		if err != nil {
-			return errf(BadRequest, "%s", err)
-		}
-		if done {
-			break
-		}
-		ok := true
-		switch string(key) {
-		case "topic":
-			c.Topic, ok = JSONString(val)
-		case "epoch":
-			c.Epoch, ok = JSONString(val)
-		case "id":
-			c.MessageID, ok = JSONString(val)
-			ok = ok && len(c.MessageID) <= MaxID
-		case "after":
-			c.After, ok = JSONUint(val)
-			c.HasAfter = ok
-		case "data":
-			c.Data = val
-		}
-		if !ok {
-			return errf(BadRequest, "%s: field %s has the wrong type", c.Verb, key)
-		}
-	}
-	return c.check()
-}
+	// Parse takes the first command off b, which is a message or the rest of
+	// one, and returns what is behind it, nil at the end. The command's slices
+	// point into b. Of one that is wrong, ID, Verb and Topic are set as far as
+	// they could be read, for the reply; what is behind it may be right. A command
+	// without a verb and without an error asks for nothing and is not answered: a
+	// pong, or empty space.
+	Parse(b []byte) (cmd Command, rest []byte, err *Error)
 
-// check wants the fields that the verb needs.
-func (c *Command) check() *Error {
-	switch c.Verb {
-	case Subscribe, Unsubscribe:
-		return CheckTopic(c.Topic)
-	case Publish:
-		if c.Data == nil {
-			return errf(BadRequest, "publish: field data is missing")
-		}
-		return CheckTopic(c.Topic)
-	case Ack:
-		if len(c.MessageID) == 0 {
-			return errf(BadRequest, "ack: field id is missing")
-		}
-	}
-	return nil
-}
+	// AppendReply appends the answer to a command.
+	AppendReply(dst []byte, r Reply) []byte
 
-// appendID begins a reply: `{` or `{"id":7,`.
-func appendID(dst, id []byte) []byte {
-	dst = append(dst, '{')
-	if id == nil {
-		return dst
-	}
-	dst = append(dst, `"id":`...)
-	return append(append(dst, id...), ',')
-}
+	// AppendMissed appends the gap that is sent behind the reply to a subscribe
+	// that was [NotRecovered].
+	AppendMissed(dst []byte, g Gap) []byte
 
-// AppendOK appends an answer without fields.
-func AppendOK(dst, id []byte) []byte { return append(appendID(dst, id), `"ok":{}}`...) }
+	// AppendWelcome appends what is sent behind the upgrade.
+	AppendWelcome(dst []byte, g Greeting) []byte
 
-// AppendSubscribed appends the answer to subscribe. recovered is the word for
-// a client that said after: nil when it did not.
-func AppendSubscribed[T ~string | ~[]byte](dst, id []byte, topic T, p Position, recovered *bool) []byte {
-	dst = append(appendID(dst, id), `"ok":{"topic":`...)
-	dst = appendPosition(append(AppendString(dst, topic), ','), p)
-	if recovered != nil {
-		dst = strconv.AppendBool(append(dst, `,"recovered":`...), *recovered)
-	}
-	return append(dst, "}}"...)
-}
+	// AppendMessage appends a message of a topic. Its Data is one JSON value.
+	AppendMessage(dst []byte, m Message) []byte
 
-// AppendPublished appends the answer to publish. A topic without a numbering
-// has no position: the zero one is left out.
-func AppendPublished(dst, id []byte, messageID string, p Position) []byte {
-	dst = append(appendID(dst, id), `"ok":{"id":`...)
-	dst = AppendString(dst, messageID)
-	if p != (Position{}) {
-		dst = appendPosition(append(dst, ','), p)
-	}
-	return append(dst, "}}"...)
-}
+	// AppendGap appends the notice that stands in the place of messages which a
+	// connection is not given.
+	AppendGap(dst []byte, g Gap) []byte
 
-func appendPosition(dst []byte, p Position) []byte {
-	dst = strconv.AppendUint(append(dst, `"seq":`...), p.Seq, 10)
-	return AppendString(append(dst, `,"epoch":`...), p.Epoch)
-}
+	// TellsGaps reports whether AppendGap has words. If it has not, a reader that
+	// is too slow is closed, whatever its topics' policies say.
+	TellsGaps() bool
 
-// AppendError appends an answer that refuses a command.
-func AppendError(dst, id []byte, e *Error) []byte {
-	dst = append(appendID(dst, id), `"error":{"code":`...)
-	dst = AppendString(dst, string(e.Code))
-	dst = AppendString(append(dst, `,"message":`...), e.Message)
-	return append(dst, "}}"...)
-}
+	// AppendCancel appends the notice that the server ended a subscription.
+	AppendCancel(dst []byte, c Cancel) []byte
 
-// AppendMessage appends the envelope of m. Its Data must be valid JSON.
-func AppendMessage(dst []byte, m *Message) []byte {
-	dst = AppendString(append(dst, `{"topic":`...), m.Topic)
-	if m.Seq != 0 {
-		dst = strconv.AppendUint(append(dst, `,"seq":`...), m.Seq, 10)
-	}
-	if m.ID != "" {
-		dst = AppendString(append(dst, `,"id":`...), m.ID)
-	}
-	if m.Urgency != "" {
-		dst = AppendString(append(dst, `,"urgency":`...), m.Urgency)
-	}
-	if m.Ack {
-		dst = append(dst, `,"ack":true`...)
-	}
-	dst = append(append(dst, `,"data":`...), m.Data...)
-	return append(dst, '}')
-}
+	// AppendGoodbye appends the notice before a close.
+	AppendGoodbye(dst []byte, g Goodbye) []byte
 
-// AppendWelcome appends the first frame's payload.
-func AppendWelcome(dst []byte, conn []byte, user string, ping int, topics []string, at []Position) []byte {
-	dst = AppendString(append(dst, `{"welcome":{"conn":`...), conn)
-	if user != "" {
-		dst = AppendString(append(dst, `,"user":`...), user)
-	}
-	dst = strconv.AppendInt(append(dst, `,"ping":`...), int64(ping), 10)
-	for i, topic := range topics {
-		if i == 0 {
-			dst = append(dst, `,"topics":{`...)
-		} else {
-			dst = append(dst, ',')
-		}
-		dst = append(AppendString(dst, topic), ":{"...)
-		dst = append(appendPosition(dst, at[i]), '}')
-	}
-	if len(topics) > 0 {
-		dst = append(dst, '}')
-	}
-	return append(dst, "}}"...)
-}
+	// Ping is the frame that asks a silent client for a sign of life. It is the
+	// same for everybody; nobody changes its bytes.
+	Ping() (op ws.OpCode, payload []byte)
 
-// AppendGoodbye appends the notice before a close.
-func AppendGoodbye(dst []byte, g Goodbye) []byte {
-	dst = strconv.AppendUint(append(dst, `{"goodbye":{"code":`...), uint64(g.Code), 10)
-	dst = AppendString(append(dst, `,"reason":`...), g.Reason)
-	dst = strconv.AppendInt(append(dst, `,"retry_after_ms":`...), int64(g.RetryAfterMS), 10)
-	return append(dst, "}}"...)
-}
-
-// AppendGap appends the notice of a missed range.
-func AppendGap(dst []byte, g Gap) []byte {
-	dst = AppendString(append(dst, `{"gap":{"topic":`...), g.Topic)
-	dst = AppendString(append(dst, `,"epoch":`...), g.Epoch)
-	dst = strconv.AppendUint(append(dst, `,"from":`...), g.From, 10)
-	dst = strconv.AppendUint(append(dst, `,"to":`...), g.To, 10)
-	dst = AppendString(append(dst, `,"reason":`...), g.Reason)
-	return append(dst, "}}"...)
-}
-
-// AppendCancel appends the notice that a subscription was ended.
-func AppendCancel(dst []byte, c Cancel) []byte {
-	dst = AppendString(append(dst, `{"cancel":{"topic":`...), c.Topic)
-	dst = AppendString(append(dst, `,"reason":`...), c.Reason)
-	return append(dst, "}}"...)
-}
-
-// ParseEvent reads one frame from a server. Nothing in the event points into b.
-func ParseEvent(b []byte) (Event, error) {
-	var e struct {
-		Event
-		Topic   string          `json:"topic"`
-		Seq     uint64          `json:"seq"`
-		Urgency string          `json:"urgency"`
-		Ack     bool            `json:"ack"`
-		MsgID   json.RawMessage `json:"id"`
-		Data    json.RawMessage `json:"data"`
-	}
-	if err := json.Unmarshal(b, &e); err != nil {
-		return Event{}, err
-	}
-	if e.Topic == "" {
-		if len(e.MsgID) > 0 {
-			// A reply: the id is the number that this client chose.
-			if err := json.Unmarshal(e.MsgID, &e.ID); err != nil {
-				return Event{}, err
-			}
-		}
-		return e.Event, nil
-	}
-	m := &Message{Topic: e.Topic, Seq: e.Seq, Urgency: e.Urgency, Ack: e.Ack, Data: e.Data}
-	if len(e.MsgID) > 0 {
-		if err := json.Unmarshal(e.MsgID, &m.ID); err != nil {
-			return Event{}, err
-		}
-	}
-	return Event{Message: m}, nil
+	// CloseCode returns what the protocol calls one of our close codes. Where
+	// its clients would come back after a code that means stay away, or the
+	// other way round, it is another.
+	CloseCode(c CloseCode) CloseCode
 }

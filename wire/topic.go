@@ -10,7 +10,7 @@ import (
 // A nil error means that it can.
 func CheckTopic[T ~string | ~[]byte](name T) *Error {
 	if len(name) > 0 && name[0] == reservedAt {
-		return errf(BadTopic, "topic names that start with $ are reserved")
+		return Errorf(BadTopic, "topic names that start with $ are reserved")
 	}
 	return checkName("topic", name, MaxTopic)
 }
@@ -22,18 +22,18 @@ func CheckUser[T ~string | ~[]byte](name T) *Error { return checkName("user", na
 func checkName[T ~string | ~[]byte](what string, name T, limit int) *Error {
 	switch {
 	case len(name) == 0:
-		return errf(BadTopic, "%s name is empty", what)
+		return Errorf(BadTopic, "%s name is empty", what)
 	case len(name) > limit:
-		return errf(BadTopic, "%s name has %d bytes, the limit is %d", what, len(name), limit)
+		return Errorf(BadTopic, "%s name has %d bytes, the limit is %d", what, len(name), limit)
 	}
 	for i := 0; i < len(name); {
 		// One character at a time: a conversion of the whole would allocate.
 		r, size := utf8.DecodeRuneInString(string(name[i:min(len(name), i+utf8.UTFMax)]))
 		switch {
 		case r == utf8.RuneError && size == 1:
-			return errf(BadTopic, "%s name is not UTF-8 at byte %d", what, i)
+			return Errorf(BadTopic, "%s name is not UTF-8 at byte %d", what, i)
 		case unicode.IsControl(r) || unicode.IsSpace(r):
-			return errf(BadTopic, "%s name has a space or control character at byte %d", what, i)
+			return Errorf(BadTopic, "%s name has a space or control character at byte %d", what, i)
 		}
 		i += size
 	}

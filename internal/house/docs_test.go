@@ -131,14 +131,14 @@ func TestErrorCodesAreDocumented(t *testing.T) {
 	for _, row := range rows(section(t, "docs/protocol.md", "Commands"), "`[a-z_]+`") {
 		table[row[0]] = true
 	}
-	want := constants(t, "wire/wire.go", "ErrorCode")
+	want := constants(t, "wire/command.go", "ErrorCode")
 	for _, value := range want {
 		if code := strings.Trim(value, `"`); !table[code] {
 			t.Errorf("error code %s is not in docs/protocol.md", code)
 		}
 	}
 	if len(table) != len(want) {
-		t.Errorf("docs/protocol.md has %d error codes, wire/wire.go %d", len(table), len(want))
+		t.Errorf("docs/protocol.md has %d error codes, wire/command.go %d", len(table), len(want))
 	}
 }
 
