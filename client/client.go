@@ -2,7 +2,8 @@
 // [Client.Subscribe] asks for the messages of a topic, and Options.OnEvent gets
 // them, with everything else that the server sends. When the connection is lost,
 // the client comes back by itself, subscribed to the same topics after the last
-// message it was given. The protocol is that of docs/protocol.md, package wire.
+// message it was given. The protocol is that of docs/protocol.md, package
+// wire/tocsin.
 //
 // A client has two goroutines: one reads the socket and reconnects, the other
 // calls Options.OnEvent. Both end with the client.
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // closeTimeout bounds how long we wait for the server to close the connection.
@@ -122,7 +124,7 @@ func Dial(ctx context.Context, rawURL string, opt Options) (*Client, error) {
 	case u.Scheme != "ws" && u.Scheme != "wss" || u.Host == "":
 		return nil, fmt.Errorf("client: dial: %q is not a ws:// or wss:// URL", rawURL)
 	case q.Get("format") == "raw":
-		return nil, errors.New("client: dial: format=raw in the URL: this client reads " + wire.Subprotocol)
+		return nil, errors.New("client: dial: format=raw in the URL: this client reads " + tocsin.Subprotocol)
 	}
 	opt = opt.withDefaults()
 	if err := opt.check(); err != nil {

@@ -45,6 +45,13 @@ func TestCommands(t *testing.T) {
 			wire.OK{MessageID: "m1", Seq: 4, Epoch: "x"},
 		},
 		{
+			"publish of data as it is", "publish", `{"topic":"news","data":{"a": "<b>"}}`, `"ok":{"id":"m2"}`,
+			func(ctx context.Context, c *Client) (wire.OK, error) {
+				return c.Publish(ctx, wire.Message{Topic: "news", Data: []byte(`{"a": "<b>"}`)})
+			},
+			wire.OK{MessageID: "m2"},
+		},
+		{
 			"ack", "ack", `{"id":"m1"}`, `"ok":{}`,
 			func(ctx context.Context, c *Client) (wire.OK, error) { return wire.OK{}, c.Ack(ctx, "m1") },
 			wire.OK{},

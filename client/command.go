@@ -2,19 +2,17 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"strconv"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // call is a command that has no reply yet.
 type call struct {
-	verb  wire.Verb
-	topic string
-	after *wire.Position
-	body  any
-	done  chan<- result // buffered; nil for the client's own resubscribing
+	wire.Command
+	done chan<- result // buffered; nil for the client's own resubscribing
 }
 
 type result struct {
@@ -28,11 +26,14 @@ func (c *call) finish(ok wire.OK, err error) {
 	}
 }
 
-// subscribe is the body of that command.
-type subscribe struct {
-	Topic string  `json:"topic"`
-	After *uint64 `json:"after,omitempty"`
-	Epoch string  `json:"epoch,omitempty"`
+// subscribing is the command to subscribe to topic, after that position if it is
+// not nil.
+func subscribing(topic string, after *wire.Position) *call {
+	cmd := wire.Command{Verb: wire.Subscribe, Topic: []byte(topic)}
+	if after != nil {
+		cmd.HasAfter, cmd.After, cmd.Epoch = true, after.Seq, []byte(after.Epoch)
+	}
+	return &call{Command: cmd}
 }
 
 // Subscribe asks for the messages of topic: those to come or, if after is
@@ -44,12 +45,12 @@ type subscribe struct {
 // [*wire.Error] if the server refuses, [ErrLost] if the connection ended before
 // the reply, and ctx's error if that ended: the outcome is then unknown.
 func (c *Client) Subscribe(ctx context.Context, topic string, after *wire.Position) (wire.OK, error) {
-	return c.do(ctx, &call{verb: wire.Subscribe, topic: topic, after: after})
+	return c.do(ctx, subscribing(topic, after))
 }
 
 // Unsubscribe ends a subscription.
 func (c *Client) Unsubscribe(ctx context.Context, topic string) error {
-	_, err := c.do(ctx, &call{verb: wire.Unsubscribe, topic: topic, body: subscribe{Topic: topic}})
+	_, err := c.do(ctx, &call{Command: wire.Command{Verb: wire.Unsubscribe, Topic: []byte(topic)}})
 	return err
 }
 
@@ -59,37 +60,35 @@ func (c *Client) Publish(ctx context.Context, m wire.Message) (wire.OK, error) {
 	if err := wire.CheckJSON(m.Data); err != nil {
 		return wire.OK{}, fmt.Errorf("client: publish: Data: %w", err)
 	}
-	return c.do(ctx, &call{verb: wire.Publish, topic: m.Topic, body: struct {
-		Topic string          `json:"topic"`
-		ID    string          `json:"id,omitempty"`
-		Data  json.RawMessage `json:"data"`
-	}{m.Topic, m.ID, m.Data}})
+	return c.do(ctx, &call{Command: wire.Command{
+		Verb: wire.Publish, Topic: []byte(m.Topic), MessageID: []byte(m.ID), Data: m.Data,
+	}})
 }
 
 // Ack acknowledges a message that came with Ack set.
 func (c *Client) Ack(ctx context.Context, messageID string) error {
-	_, err := c.do(ctx, &call{verb: wire.Ack, body: map[string]string{"id": messageID}})
+	_, err := c.do(ctx, &call{Command: wire.Command{Verb: wire.Ack, MessageID: []byte(messageID)}})
 	return err
 }
 
 // Ping asks the server for a sign of life.
 func (c *Client) Ping(ctx context.Context) error {
-	_, err := c.do(ctx, &call{verb: wire.Ping, body: struct{}{}})
+	_, err := c.do(ctx, &call{Command: wire.Command{Verb: wire.Ping}})
 	return err
 }
 
 // do sends a command and waits for its reply.
 func (c *Client) do(ctx context.Context, cmd *call) (wire.OK, error) {
-	if cmd.verb <= wire.Publish {
-		if err := wire.CheckTopic(cmd.topic); err != nil {
-			return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.verb, err)
+	if cmd.Verb <= wire.Publish {
+		if err := wire.CheckTopic(cmd.Topic); err != nil {
+			return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.Verb, err)
 		}
 	}
 	done := make(chan result, 1)
 	cmd.done = done
 	sock, frame, err := c.enter(ctx, cmd)
 	if err != nil {
-		return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.verb, err)
+		return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.Verb, err)
 	}
 	// A server that reads nothing holds up the write, and ctx may end before. A
 	// failed write ends the connection, and that ends cmd.
@@ -97,11 +96,11 @@ func (c *Client) do(ctx context.Context, cmd *call) (wire.OK, error) {
 	select {
 	case r := <-done:
 		if r.err != nil {
-			return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.verb, r.err)
+			return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.Verb, r.err)
 		}
 		return r.ok, nil
 	case <-ctx.Done():
-		return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.verb, ctx.Err())
+		return wire.OK{}, fmt.Errorf("client: %s: %w", cmd.Verb, ctx.Err())
 	}
 }
 
@@ -115,8 +114,7 @@ func (c *Client) enter(ctx context.Context, cmd *call) (*socket, []byte, error) 
 		}
 		if err == nil && sock != nil {
 			defer c.mu.Unlock()
-			frame, err := c.enterLocked(cmd)
-			return sock, frame, err
+			return sock, c.enterLocked(cmd), nil
 		}
 		c.mu.Unlock()
 		if err != nil {
@@ -131,22 +129,12 @@ func (c *Client) enter(ctx context.Context, cmd *call) (*socket, []byte, error) 
 }
 
 // enterLocked gives the command its id and returns its frame's payload.
-func (c *Client) enterLocked(cmd *call) ([]byte, error) {
-	if cmd.verb == wire.Subscribe {
-		body := subscribe{Topic: cmd.topic}
-		if cmd.after != nil {
-			body.After, body.Epoch = &cmd.after.Seq, cmd.after.Epoch
-		}
-		cmd.body = body
-	}
-	frame, err := json.Marshal(map[string]any{"id": c.lastID + 1, cmd.verb.String(): cmd.body})
-	if err != nil {
-		return nil, err
-	}
+func (c *Client) enterLocked(cmd *call) []byte {
 	c.lastID++
+	cmd.ID = strconv.AppendUint(nil, c.lastID, 10)
 	c.calls[c.lastID] = cmd
 	c.changed.Broadcast()
-	return frame, nil
+	return tocsin.AppendCommand(nil, cmd.Command)
 }
 
 // answer matches a reply with its command.
@@ -158,23 +146,24 @@ func (c *Client) answer(e wire.Event) {
 		return
 	}
 	delete(c.calls, e.ID)
+	topic := string(cmd.Topic)
 	if e.Error != nil {
 		cmd.finish(wire.OK{}, e.Error)
 		if cmd.done == nil {
-			delete(c.topics, cmd.topic)
-			c.pushLocked(wire.Event{Cancel: &wire.Cancel{Topic: cmd.topic, Reason: e.Error.Error()}})
+			delete(c.topics, topic)
+			c.pushLocked(wire.Event{Cancel: &wire.Cancel{Topic: topic, Reason: e.Error.Error()}})
 		}
 		return
 	}
-	switch cmd.verb {
+	switch cmd.Verb {
 	case wire.Subscribe:
 		at := wire.Position{Seq: e.OK.Seq, Epoch: e.OK.Epoch}
-		if cmd.after != nil && e.OK.Recovered != nil && *e.OK.Recovered {
-			at.Seq = cmd.after.Seq // what is behind it comes now
+		if cmd.HasAfter && e.OK.Recovered != nil && *e.OK.Recovered {
+			at.Seq = cmd.After // what is behind it comes now
 		}
-		c.topics[cmd.topic] = at
+		c.topics[topic] = at
 	case wire.Unsubscribe:
-		delete(c.topics, cmd.topic)
+		delete(c.topics, topic)
 	}
 	cmd.finish(*e.OK, nil)
 }

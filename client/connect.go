@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // pongSlack is the silence beyond the server's ping interval that means it is
@@ -78,7 +79,7 @@ func (s *socket) readWelcome() error {
 	if err != nil {
 		return err
 	}
-	e, err := wire.ParseEvent(b)
+	e, err := tocsin.ParseEvent(b)
 	if err != nil || e.Welcome == nil {
 		return s.fail(wire.CloseProtocolError, errors.New("the first frame is no welcome"))
 	}

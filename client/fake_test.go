@@ -15,6 +15,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 const welcome = `{"welcome":{"conn":"c1","user":"ann","ping":25}}`
@@ -124,7 +125,7 @@ func (p *peer) serve(s *fake) {
 	}
 	u := ws.Upgrader{
 		OnRequest: func(uri []byte) error { p.query = string(uri); return nil },
-		Protocol:  func(name []byte) bool { return string(name) == wire.Subprotocol },
+		Protocol:  func(name []byte) bool { return string(name) == tocsin.Subprotocol },
 	}
 	if _, err := u.Upgrade(p.conn); err != nil {
 		return

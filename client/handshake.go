@@ -18,7 +18,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 const (
@@ -79,7 +79,7 @@ func upgrade(conn net.Conn, u *url.URL, header http.Header) (*bufio.Reader, erro
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Sec-WebSocket-Version", "13")
 	req.Header.Set("Sec-WebSocket-Key", key)
-	req.Header.Set("Sec-WebSocket-Protocol", wire.Subprotocol)
+	req.Header.Set("Sec-WebSocket-Protocol", tocsin.Subprotocol)
 	req.Header.Del("Sec-WebSocket-Extensions") // none is spoken here
 	if err := req.Write(conn); err != nil {
 		return nil, err
@@ -140,7 +140,7 @@ func checkAnswer(resp *http.Response, key string) error {
 		return bad("Sec-WebSocket-Accept")
 	case strings.Trim(value("Sec-WebSocket-Extensions"), ", \t") != "": // none was offered
 		return bad("Sec-WebSocket-Extensions")
-	case len(resp.Header.Values("Sec-WebSocket-Protocol")) > 0 && value("Sec-WebSocket-Protocol") != wire.Subprotocol:
+	case len(resp.Header.Values("Sec-WebSocket-Protocol")) > 0 && value("Sec-WebSocket-Protocol") != tocsin.Subprotocol:
 		return bad("Sec-WebSocket-Protocol")
 	}
 	return nil

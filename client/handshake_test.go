@@ -23,6 +23,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // The example of RFC 6455 section 1.3.
@@ -47,7 +48,7 @@ func TestValidAnswers(t *testing.T) {
 		"token in a second line":  switching + "Connection: keep-alive\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" + sampleAccept,
 		"any case":                switching + "UPGRADE: WebSocket\r\nconnection: uPGRADE\r\n" + strings.ToLower(sampleAccept[:20]) + sampleAccept[20:],
 		"no reason phrase":        "HTTP/1.1 101\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" + sampleAccept,
-		"the subprotocol":         sampleHead + "Sec-WebSocket-Protocol: " + wire.Subprotocol + "\r\n",
+		"the subprotocol":         sampleHead + "Sec-WebSocket-Protocol: " + tocsin.Subprotocol + "\r\n",
 		"no extension":            sampleHead + "Sec-WebSocket-Extensions: \r\n",
 		"other fields":            sampleHead + "Server: x\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\n",
 		"after interim answers":   "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + sampleHead,
@@ -79,7 +80,7 @@ func TestWrongAnswers(t *testing.T) {
 		{"other accept", strings.Replace(sampleHead, "xOo=", "xoo=", 1), "wrong Sec-WebSocket-Accept"},
 		{"extension", sampleHead + "Sec-WebSocket-Extensions: permessage-deflate\r\n", `wrong Sec-WebSocket-Extensions: "permessage-deflate"`},
 		{"other subprotocol", sampleHead + "Sec-WebSocket-Protocol: chat\r\n", `wrong Sec-WebSocket-Protocol: "chat"`},
-		{"two subprotocols", sampleHead + "Sec-WebSocket-Protocol: " + wire.Subprotocol + "\r\nSec-WebSocket-Protocol: chat\r\n", "wrong Sec-WebSocket-Protocol"},
+		{"two subprotocols", sampleHead + "Sec-WebSocket-Protocol: " + tocsin.Subprotocol + "\r\nSec-WebSocket-Protocol: chat\r\n", "wrong Sec-WebSocket-Protocol"},
 		{"refusal", "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n", "403 Forbidden"},
 		{"status 099", "HTTP/1.1 099 ?\r\nContent-Length: 0\r\n", "refused: 99"},
 		{"no HTTP", "SSH-2.0-OpenSSH_9.6\r\n", "malformed HTTP"},
@@ -260,7 +261,7 @@ func TestUpgradeRequest(t *testing.T) {
 					}
 					for name, want := range map[string]string{
 						"Authorization": "Bearer x", "Cookie": "a=b", "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13",
-						"Sec-WebSocket-Protocol": wire.Subprotocol, "Sec-WebSocket-Extensions": "",
+						"Sec-WebSocket-Protocol": tocsin.Subprotocol, "Sec-WebSocket-Extensions": "",
 					} {
 						if got := strings.Join(req.Header.Values(name), "; "); got != want {
 							t.Errorf("%s: %q, want %q", name, got, want)
@@ -298,7 +299,7 @@ func TestDefaultPorts(t *testing.T) {
 
 func TestTLS(t *testing.T) {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		u := ws.HTTPUpgrader{Protocol: func(name string) bool { return name == wire.Subprotocol }}
+		u := ws.HTTPUpgrader{Protocol: func(name string) bool { return name == tocsin.Subprotocol }}
 		conn, _, _, err := u.Upgrade(r, w)
 		if err != nil {
 			t.Error(err)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 const (
@@ -56,7 +57,7 @@ func (c *Client) serve(sock *socket) error {
 			}
 			return err
 		}
-		e, err := wire.ParseEvent(payload)
+		e, err := tocsin.ParseEvent(payload)
 		if err != nil {
 			return sock.fail(wire.CloseProtocolError, err)
 		}
@@ -78,8 +79,7 @@ func (c *Client) resume(sock *socket) {
 	for _, topic := range slices.Sorted(maps.Keys(c.topics)) {
 		if _, ok := sock.welcome.Topics[topic]; !ok {
 			after := c.topics[topic]
-			frame, _ := c.enterLocked(&call{verb: wire.Subscribe, topic: topic, after: &after})
-			frames = append(frames, frame)
+			frames = append(frames, c.enterLocked(subscribing(topic, &after)))
 		}
 	}
 	c.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 func TestPingIsAnswered(t *testing.T) {
@@ -145,7 +146,7 @@ func TestRefusedMessageIsNotReset(t *testing.T) {
 
 // sendAndReadClose is a server that writes b to its end before it reads.
 func sendAndReadClose(conn net.Conn, b []byte, code wire.CloseCode) error {
-	u := ws.Upgrader{Protocol: func(name []byte) bool { return string(name) == wire.Subprotocol }}
+	u := ws.Upgrader{Protocol: func(name []byte) bool { return string(name) == tocsin.Subprotocol }}
 	if _, err := u.Upgrade(conn); err != nil {
 		return err
 	}

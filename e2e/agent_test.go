@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/wire"
+	protocol "github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // An agent is a foreign WebSocket client in a process of its own, under
@@ -138,8 +139,8 @@ func (a *agent) dial(url string, afterMS int) *conn {
 	a.t.Helper()
 	c := a.register()
 	a.tell(order{Op: "open", ID: c.id, URL: url, AfterMS: afterMS})
-	if protocol := c.want("open").Text; protocol != wire.Subprotocol {
-		a.t.Errorf("the subprotocol is %q", protocol)
+	if name := c.want("open").Text; name != protocol.Subprotocol {
+		a.t.Errorf("the subprotocol is %q", name)
 	}
 	return c
 }
@@ -197,7 +198,7 @@ func (c *conn) want(event string) happening {
 func (c *conn) next() wire.Event {
 	c.a.t.Helper()
 	text := c.want("text").Text
-	e, err := wire.ParseEvent([]byte(text))
+	e, err := protocol.ParseEvent([]byte(text))
 	if err != nil {
 		c.a.t.Fatalf("the server sent %q: %v", text, err)
 	}

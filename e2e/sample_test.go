@@ -16,7 +16,7 @@ import (
 	"github.com/gobwas/ws"
 	"github.com/gobwas/ws/wsutil"
 
-	"github.com/tocsin-push/tocsin/wire"
+	protocol "github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // The example of docs/protocol.md drops messages that it has, comes back from a
@@ -29,7 +29,7 @@ func TestExampleMindsWhatTheProtocolSays(t *testing.T) {
 	var visits atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		visit := visits.Add(1)
-		upgrader := ws.HTTPUpgrader{Protocol: func(p string) bool { return p == wire.Subprotocol }}
+		upgrader := ws.HTTPUpgrader{Protocol: func(p string) bool { return p == protocol.Subprotocol }}
 		conn, _, _, err := upgrader.Upgrade(r, w)
 		if err != nil {
 			t.Error(err)

@@ -24,6 +24,7 @@ import (
 	"github.com/gobwas/ws/wsutil"
 
 	"github.com/tocsin-push/tocsin/wire"
+	protocol "github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // TestMain lets the test binary be the tocsin binary too.
@@ -343,7 +344,7 @@ func (c connection) next(t *testing.T) wire.Event {
 	if err != nil {
 		t.Fatal(err)
 	}
-	event, err := wire.ParseEvent(text)
+	event, err := protocol.ParseEvent(text)
 	if err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // Timeout bounds every single wait for the server.
@@ -199,7 +200,7 @@ func (c *Conn) Event() wire.Event {
 	if f.Op != ws.OpText || f.More {
 		c.t.Fatalf("got %v, want a text message", f)
 	}
-	e, err := wire.ParseEvent(f.Payload)
+	e, err := tocsin.ParseEvent(f.Payload)
 	if err != nil {
 		c.t.Fatalf("%v in %v", err, f)
 	}
