@@ -5,11 +5,15 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 )
 
-// acks knows who waits for the acknowledgement of which message. mu guards all
-// of it, the fields of every ackWait included.
+// acks knows who waits for the acknowledgement of which message. mu guards
+// the rest, the fields of every ackWait included.
 type acks struct {
+	after func(time.Duration, func()) (stop func() bool) // static
+
 	mu      sync.Mutex
 	waiting map[string][]*ackWait // by message id
 }
@@ -20,18 +24,18 @@ type acks struct {
 type ackWait struct {
 	id      string
 	timeout time.Duration
-	timer   *time.Timer
+	stop    func() bool   // of its timer
 	end     chan struct{} // closed at its end
-	refs    []ref         // that have not acknowledged
-	got     []ref
+	refs    []engine.Ref  // that have not acknowledged
+	got     []engine.Ref
 }
 
-// expect begins to wait for refs to acknowledge message id.
-func (a *acks) expect(id string, refs []ref, timeout time.Duration) *ackWait {
+// expect begins to wait for engine.Refs to acknowledge message id.
+func (a *acks) expect(id string, refs []engine.Ref, timeout time.Duration) *ackWait {
 	w := &ackWait{id: id, timeout: timeout, refs: slices.Clone(refs), end: make(chan struct{})}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	w.timer = time.AfterFunc(timeout, func() {
+	w.stop = a.after(timeout, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.endLocked(w)
@@ -51,13 +55,13 @@ func (a *acks) endLocked(w *ackWait) {
 	} else {
 		delete(a.waiting, w.id)
 	}
-	w.timer.Stop()
+	w.stop()
 	close(w.end)
 }
 
 // ack notes that connection r acknowledged a message, and reports whether
 // somebody waited for that. A second time counts like the first.
-func (a *acks) ack(r ref, id string) (waited bool) {
+func (a *acks) ack(r engine.Ref, id string) (waited bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, w := range slices.Clone(a.waiting[id]) {
@@ -70,14 +74,14 @@ func (a *acks) ack(r ref, id string) (waited bool) {
 }
 
 // giveUp no longer waits for connection r.
-func (a *acks) giveUp(w *ackWait, r ref) {
+func (a *acks) giveUp(w *ackWait, r engine.Ref) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.removeLocked(w, r)
 }
 
 // removeLocked takes r off those that w waits for, if it was one.
-func (a *acks) removeLocked(w *ackWait, r ref) bool {
+func (a *acks) removeLocked(w *ackWait, r engine.Ref) bool {
 	i := slices.Index(w.refs, r)
 	if i < 0 {
 		return false
@@ -88,7 +92,7 @@ func (a *acks) removeLocked(w *ackWait, r ref) bool {
 	return true
 }
 
-func (a *acks) has(w *ackWait, r ref) bool {
+func (a *acks) has(w *ackWait, r engine.Ref) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Contains(w.got, r)

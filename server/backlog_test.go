@@ -4,6 +4,7 @@ package server
 
 import (
 	"bytes"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,13 +19,13 @@ import (
 // docs/faults.md X10: a peer that writes more than a turn reads, and ends, is
 // read to its end.
 func TestEndOfFileBehindABacklog(t *testing.T) {
-	for _, size := range []int{1, readSize - 1, readSize, readSize + 1, 3*readSize - 1, 3 * readSize, 3*readSize + 8000} {
+	for _, size := range []int{1, engine.ReadSize - 1, engine.ReadSize, engine.ReadSize + 1, 3*engine.ReadSize - 1, 3 * engine.ReadSize, 3*engine.ReadSize + 8000} {
 		s := newSim(t, 1, Config{MaxMessage: 1 << 20})
 		p := s.dial("/ws")
 		p.write(wstest.Frame{Op: ws.OpText, Payload: bytes.Repeat([]byte(" "), 1<<20), More: true}.Append(nil)[:size])
 		p.hangUp()
 		s.run()
-		if !p.gone {
+		if !p.Gone {
 			t.Errorf("%d bytes and an end of file: the connection stays", size)
 		}
 		s.check()
@@ -36,14 +37,14 @@ func TestEndOfFileBehindABacklog(t *testing.T) {
 func TestRefusalBehindABacklogIsDelivered(t *testing.T) {
 	s := newSim(t, 1, Config{})
 	p := s.open()
-	p.write(bytes.Repeat([]byte("x"), 2*readSize))
+	p.write(bytes.Repeat([]byte("x"), 2*engine.ReadSize))
 	s.run()
-	if p.gone || !p.ends || !bytes.HasPrefix(p.out, []byte("HTTP/1.1 4")) {
-		t.Errorf("gone %v, end of file %v, answer %q", p.gone, p.ends, p.out)
+	if p.Gone || !p.Ends || !bytes.HasPrefix(p.Out, []byte("HTTP/1.1 4")) {
+		t.Errorf("gone %v, end of file %v, answer %q", p.Gone, p.Ends, p.Out)
 	}
 	p.hangUp()
 	s.run()
-	if !p.gone {
+	if !p.Gone {
 		t.Error("the peer has hung up, its descriptor is kept")
 	}
 }
@@ -75,36 +76,18 @@ func TestIdleConnectionKeepsNoBuffer(t *testing.T) {
 		if frames := p.frames(); len(frames) != 3 {
 			t.Fatalf("%d answers, want 3: %v", len(frames), frames)
 		}
-		c := s.slot(p)
-		if topics <= len(c.subs) {
-			if c.ext != nil {
-				t.Errorf("with %d topics an idle connection keeps an extra", topics)
-			}
-			continue
-		}
-		if e := c.ext; cap(e.in.buf)+cap(e.in.ctl)+cap(e.rest)+cap(e.out.q) != 0 {
-			t.Errorf("with %d topics an idle connection keeps buffers of %d, %d, %d bytes and %d entries", topics, cap(e.in.buf), cap(e.in.ctl), cap(e.rest), cap(e.out.q))
+		if s.slot(p).Extra {
+			t.Errorf("with %d topics an idle connection keeps an extra", topics)
 		}
 	}
 }
 
 // holdHooks has hooks wait until runHooks, which runs them in the test.
 func (s *sim) holdHooks() {
-	if err := s.srv.hooks.Release(s.t.Context()); err != nil {
-		s.t.Fatal(err)
-	}
+	s.hold = true
 }
 
-func (s *sim) runHooks() {
-	for _, sh := range s.srv.shards {
-		calls := sh.waiting
-		sh.waiting = nil
-		s.srv.hooksWaiting.Add(-int64(len(calls)))
-		for _, call := range calls {
-			s.srv.runHook(call)
-		}
-	}
-}
+func (s *sim) runHooks() { s.RunCalls() }
 
 // docs/faults.md X11: what is behind a hook's command is copied once, not again
 // for each command.
@@ -122,17 +105,14 @@ func TestCommandsBehindAHookAreCopiedOnce(t *testing.T) {
 	for range frames {
 		s.run()
 		s.runHooks()
-		var rest []byte
-		if e := s.slot(p).ext; e != nil {
-			rest = e.rest
-		}
+		rest := s.slot(p).Rest
 		if len(rest) > 0 && len(before) > 0 && &rest[len(rest)-1] != &before[len(before)-1] {
 			t.Fatalf("%d bytes behind a hook were copied again", len(rest))
 		}
 		before = rest
 	}
 	s.run()
-	if seen != frames || s.slot(p).ext != nil {
+	if seen != frames || s.slot(p).Extra {
 		t.Errorf("%d of %d messages were handled", seen, frames)
 	}
 }
@@ -150,20 +130,20 @@ func TestAuthThatHangsIsTimedOut(t *testing.T) {
 	p := s.open()
 	p.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
 	s.run()
-	hung := s.srv.shards[0].waiting[0]
-	s.sweep(s.srv.cfg.AuthTimeout - stampUnit)
-	if p.gone || len(p.out) > 0 {
-		t.Fatalf("ended before its time: %q", p.out)
+	hung := s.TakeCalls()[0]
+	s.sweep(s.srv.cfg.AuthTimeout - engine.StampUnit)
+	if p.Gone || len(p.Out) > 0 {
+		t.Fatalf("ended before its time: %q", p.Out)
 	}
-	s.sweep(stampUnit)
-	if !p.gone || !bytes.HasPrefix(p.out, []byte("HTTP/1.1 503 ")) {
-		t.Fatalf("after auth-timeout: gone %v, %q", p.gone, p.out)
+	s.sweep(engine.StampUnit)
+	if !p.Gone || !bytes.HasPrefix(p.Out, []byte("HTTP/1.1 503 ")) {
+		t.Fatalf("after auth-timeout: gone %v, %q", p.Gone, p.Out)
 	}
 	next := s.open() // has the descriptor
-	s.srv.runHook(hung)
+	s.Work.Call(hung)
 	s.run()
-	if next.fd != p.fd || len(next.out) > 0 || s.slot(next).state != stateHead || s.srv.Stats().Users != 0 {
-		t.Errorf("descriptor %d after %d: state %d, %q", next.fd, p.fd, s.slot(next).state, next.out)
+	if next.FD != p.FD || len(next.Out) > 0 || s.slot(next).State != "head" || s.srv.Stats().Users != 0 {
+		t.Errorf("descriptor %d after %d: state %s, %q", next.FD, p.FD, s.slot(next).State, next.Out)
 	}
 	if asked > 1 {
 		t.Errorf("Auth was asked %d times", asked)
@@ -175,7 +155,7 @@ func TestAuthThatHangsIsTimedOut(t *testing.T) {
 // (docs/faults.md A11).
 func TestNobodyWaitsForAuthOfTheGone(t *testing.T) {
 	s := newSim(t, 1, Config{Auth: func(*http.Request) (string, error) { return "", nil }})
-	s.holdHooks()
+	s.CallRoom = 0
 	for i := range 100 {
 		p := s.open()
 		p.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
@@ -187,9 +167,9 @@ func TestNobodyWaitsForAuthOfTheGone(t *testing.T) {
 	s.sweep(s.srv.cfg.AuthTimeout)
 	stay := s.open()
 	stay.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
-	s.sweep(sweepEvery)
-	if n := len(s.srv.shards[0].waiting); n != 1 || s.srv.hooksWaiting.Load() != 1 {
-		t.Errorf("%d calls wait for 1 handshake, %d are counted", n, s.srv.hooksWaiting.Load())
+	s.sweep(engine.SweepEvery)
+	if kept, counted := s.probe.WaitingCalls(0); kept != 1 || counted != 1 {
+		t.Errorf("%d calls wait for 1 handshake, %d are counted", kept, counted)
 	}
 }
 
@@ -214,7 +194,7 @@ func TestAuthIsToldItsOwnPeer(t *testing.T) {
 		if status := c.status(); status != http.StatusServiceUnavailable {
 			t.Fatalf("status %d", status)
 		}
-		eventually(t, "it to be gone", func() bool { return srv.conns.Load() == 0 })
+		eventually(t, "it to be gone", func() bool { return srv.engine.Descriptors() == 0 })
 	}
 	close(release)
 	for _, want := range want {

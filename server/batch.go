@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"unsafe"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 )
 
 // BatchItem is one message of a batch: a publish to Topic, or a push to To.
@@ -40,7 +42,7 @@ type BatchResult struct {
 // only for an item that is over the budget alone. Items may share their Message.Data, which is then
 // checked once. Any goroutine may call it; items are not changed.
 func (srv *Server) Batch(ctx context.Context, items []BatchItem) []BatchResult {
-	b := &batch{srv: srv, items: items, mail: make([][]item, len(srv.shards)), results: make([]BatchResult, len(items))}
+	b := &batch{srv: srv, items: items, mail: srv.engine.NewMail(), results: make([]BatchResult, len(items))}
 	for i := range items {
 		it := &items[i]
 		if err := b.add(ctx, i, it); err != nil {
@@ -55,9 +57,8 @@ func (srv *Server) Batch(ctx context.Context, items []BatchItem) []BatchResult {
 type batch struct {
 	srv     *Server
 	items   []BatchItem
-	valid   []byte   // Message.Data that was found to be JSON
-	mail    [][]item // by shard: pushes that are not in its inbox yet
-	mailed  int      // in all of mail
+	valid   []byte       // Message.Data that was found to be JSON
+	mail    *engine.Mail // pushes that no shard has yet
 	results []BatchResult
 
 	// What was placed since the last settle.
@@ -69,10 +70,6 @@ type batchSending struct {
 	sending
 	at int // of its item
 }
-
-// mailSize is how many pushes are collected before their shards are woken: so
-// few that shards begin while the rest is being placed.
-const mailSize = 256
 
 // add places an item. When too much is on its way it first waits for what the
 // batch placed before.
@@ -126,33 +123,6 @@ func (b *batch) known(data []byte) bool {
 	return b != nil && len(data) == len(b.valid) && unsafe.SliceData(data) == unsafe.SliceData(b.valid)
 }
 
-// post is Server.post that wakes shards later.
-func (b *batch) post(r ref, it item) {
-	it.ref = r
-	s := shardOf(r.fd(), len(b.mail))
-	b.mail[s] = append(b.mail[s], it)
-	if b.mailed++; b.mailed >= mailSize {
-		b.flush()
-	}
-}
-
-// flush hands the mail to its shards, each with one lock and one wake-up.
-func (b *batch) flush() {
-	if b.mailed == 0 {
-		return
-	}
-	for i, items := range b.mail {
-		if len(items) > 0 {
-			s := b.srv.shards[i]
-			s.inbox.append(items...)
-			s.wake()
-			clear(items)
-			b.mail[i] = items[:0]
-		}
-	}
-	b.mailed = 0
-}
-
 // delivered waits until s takes nothing of the publish budget any more, or ctx
 // ends.
 func (b *batch) delivered(ctx context.Context, s *sending) {
@@ -171,7 +141,7 @@ func (b *batch) delivered(ctx context.Context, s *sending) {
 // begins with the last: when that is delivered its shard has delivered the
 // others too, and no time is lost in waiting for each.
 func (b *batch) settle(ctx context.Context, delivered bool) {
-	b.flush()
+	b.mail.Flush()
 	for i := range slices.Backward(b.sent) {
 		s := &b.sent[i]
 		if delivered {

@@ -4,6 +4,7 @@ package server
 
 import (
 	"fmt"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -24,22 +25,19 @@ func TestDeadlinesHoldInABusyShard(t *testing.T) {
 			s := newSim(t, 1, Config{MaxControl: 100})
 			p := d.begin(s)
 			busy := s.dial("/ws?format=raw")
-			s.time += *d.limit(&s.srv.cfg)
-			s.srv.lastTick.Store(&tickTime{s.time, s.time})
-			sh := s.srv.shards[0]
-			sh.ready.Store(true)
-			sh.tick.Store(true)
+			s.Time += *d.limit(&s.srv.cfg)
+			s.probe.PassTick()
+			s.probe.DueSweep(0)
 			for range 5 {
-				for len(busy.in) < 2*readSize {
+				for len(busy.In) < 2*engine.ReadSize {
 					busy.write(flood)
 				}
-				s.w.clock()
-				if !s.w.round() {
+				if !s.probe.Round(0) {
 					t.Fatal("the shard had nothing left to do")
 				}
 			}
 			if !d.ended(p) {
-				t.Errorf("not ended; %q", p.out)
+				t.Errorf("not ended; %q", p.Out)
 			}
 		})
 	}
@@ -52,17 +50,17 @@ func TestControlFramesLeakByTime(t *testing.T) {
 		rng := rand.New(rand.NewPCG(2, uint64(rate)))
 		s := newSim(t, 1, Config{MaxControl: rate})
 		p := s.dial("/ws")
-		for next := s.time; next < time.Hour+5*time.Minute; {
+		for next := s.Time; next < time.Hour+5*time.Minute; {
 			next += time.Second / time.Duration(rate)
-			for s.time < next {
-				s.sweep(min(next-s.time, time.Duration(rng.Int64N(int64(stallAfter)))))
+			for s.Time < next {
+				s.sweep(min(next-s.Time, time.Duration(rng.Int64N(int64(engine.StallAfter)))))
 			}
 			p.send(wstest.Ping("p"))
 			s.run()
-			if s.slot(p).state != stateOpen {
-				t.Fatalf("closed after %s of %d pings a second, the limit: %v", s.time-time.Hour, rate, p.frames())
+			if !s.isOpen(p) {
+				t.Fatalf("closed after %s of %d pings a second, the limit: %v", s.Time-time.Hour, rate, p.frames())
 			}
-			p.out = nil
+			p.Out = nil
 		}
 	}
 }
@@ -73,28 +71,28 @@ func TestBurstAfterAStopIsForgiven(t *testing.T) {
 	s := newSim(t, 1, Config{})
 	p := s.dial("/ws")
 	for range 5 { // a healthy peer
-		s.sweep(sweepEvery)
+		s.sweep(engine.SweepEvery)
 		p.send(wstest.Ping(""))
 		s.run()
 	}
-	s.time += 40 * time.Second // SIGSTOP
+	s.Time += 40 * time.Second // SIGSTOP
 	for range 400 {
 		p.send(wstest.Ping(strings.Repeat("p", 125)), wstest.Text(`{"id":1,"ping":{}}`))
 	}
 	s.run()
 	s.sweep(0)
-	s.sweep(stallAfter + stampUnit) // another stop, a short one, behind it
-	s.sweep(stallAfter)
-	s.sweep(stallAfter)
+	s.sweep(engine.StallAfter + engine.StampUnit) // another stop, a short one, behind it
+	s.sweep(engine.StallAfter)
+	s.sweep(engine.StallAfter)
 	for range 400 {
 		p.send(wstest.Ping("late"))
 	}
 	s.run()
-	if s.slot(p).state != stateOpen {
+	if !s.isOpen(p) {
 		t.Fatalf("closed for what arrived during a stop: %v", p.frames())
 	}
-	for range maxAmnesty/sweepEvery + 1 {
-		s.sweep(sweepEvery)
+	for range engine.MaxAmnesty/engine.SweepEvery + 1 {
+		s.sweep(engine.SweepEvery)
 	}
 	for range 2*s.srv.cfg.MaxControl + 1 {
 		p.send(wstest.Ping(""))
@@ -106,41 +104,6 @@ func TestBurstAfterAStopIsForgiven(t *testing.T) {
 	}
 }
 
-// docs/faults.md X7, K2: however ticks, stops and turns follow each other, the
-// server's clock does not go back, and one stop moves it by stallAfter at most.
-func TestServerClockStandsStillDuringAStop(t *testing.T) {
-	rng := rand.New(rand.NewPCG(7, 7))
-	srv := &Server{}
-	now := time.Hour
-	srv.lastTick.Store(&tickTime{kernel: now})
-	last, lastNow := srv.stampAt(now), now
-	stops := 0
-	for range 10_000 {
-		d := time.Duration(rng.Int64N(int64(sweepEvery)))
-		if rng.IntN(10) == 0 { // stopped
-			d = time.Duration(rng.Int64N(int64(time.Hour)))
-			stops++
-		}
-		now += d
-		if rng.IntN(2) == 0 {
-			srv.passTick(now)
-		}
-		stamp := srv.stampAt(now)
-		if moved := stamp.since(last); moved < 0 || moved > min(now-lastNow, stallAfter)+stampUnit {
-			t.Fatalf("in %s the clock moved by %s", now-lastNow, moved)
-		}
-		last, lastNow = stamp, now
-	}
-	if stops == 0 {
-		t.Error("never stopped")
-	}
-	// A turn that read the time, was stopped, and comes behind the ticker.
-	srv.passTick(now + time.Hour)
-	if moved := srv.stampAt(now).since(last); moved < 0 || moved > stallAfter {
-		t.Errorf("an old time moves the clock by %s", moved)
-	}
-}
-
 // docs/faults.md X7: nor is it held against a peer if the stop came in the
 // middle of a turn, whether the peer is read or the shard swept first.
 func TestStopDuringATurnIsForgiven(t *testing.T) {
@@ -148,21 +111,17 @@ func TestStopDuringATurnIsForgiven(t *testing.T) {
 		s := newSim(t, 1, Config{})
 		p := s.dial("/ws")
 		s.sweep(0)
-		s.w.shard = s.srv.shards[0]
-		s.w.clock()
-		s.w.noticeStall()
-		s.time += 40 * time.Second // SIGSTOP
+		turn := s.probe.Begin(0)
+		s.Time += 40 * time.Second // SIGSTOP
 		if sweptFirst {
-			s.w.clock() // a walk does so too
-			s.w.shard.tick.Store(true)
-			s.w.round()
+			s.probe.DueSweep(0)
+			s.probe.GoOn(turn, true) // a walk looks at the clock too
 		}
 		for range 400 {
 			p.send(wstest.Ping("held up"))
 		}
-		s.w.shard.ready.Store(true)
-		s.w.round()
-		if s.slot(p).state != stateOpen {
+		s.probe.GoOn(turn, false)
+		if !s.isOpen(p) {
 			t.Errorf("swept first: %v: closed for what arrived during a stop: %v", sweptFirst, p.frames())
 		}
 	}
@@ -182,10 +141,8 @@ func TestSmallWalksShareASlice(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.look = sliceBudget // each look at the clock takes that long
-	s.w.shard = s.srv.shards[0]
-	s.w.clock()
-	more := s.w.round()
+	s.Look = engine.SliceBudget // each look at the clock takes that long
+	more := s.probe.Round(0)
 	came := 0
 	for _, p := range peers {
 		came += len(p.frames())
@@ -207,17 +164,14 @@ func TestSmallWalksShareASlice(t *testing.T) {
 func TestLongInboxLeavesRoomForReads(t *testing.T) {
 	s := newSim(t, 1, Config{})
 	p, q := s.dial("/ws"), s.dial("/ws")
-	const pushes = 20 * inboxSlice
+	const pushes = 20 * engine.InboxSlice
 	for range pushes {
-		if _, err := s.srv.Push(t.Context(), Target{Conn: string(s.srv.ids.append(nil, p.ref))}, Message{Data: []byte("1")}); err != nil {
+		if _, err := s.srv.Push(t.Context(), Target{Conn: s.srv.ids.name(p.Ref)}, Message{Data: []byte("1")}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	q.send(wstest.Ping("now"))
-	s.srv.shards[0].ready.Store(true)
-	s.w.shard = s.srv.shards[0]
-	s.w.clock()
-	if !s.w.round() {
+	if !s.probe.Round(0) {
 		t.Error("nothing was left after one round")
 	}
 	if f := q.frames(); len(f) != 1 || f[0].Op != ws.OpPong {
@@ -236,13 +190,13 @@ func TestMessageTimeoutBeginsWithTheMessage(t *testing.T) {
 	p := s.dial("/ws")
 	ping := wstest.Encode(wstest.Ping("half"))
 	p.write(ping[:5])
-	for range 3 * int(s.srv.cfg.MessageTimeout/sweepEvery) {
-		s.sweep(sweepEvery)
+	for range 3 * int(s.srv.cfg.MessageTimeout/engine.SweepEvery) {
+		s.sweep(engine.SweepEvery)
 		p.write(ping[5:])
 		p.write(ping[:5])
 		s.run()
 	}
-	if s.slot(p).state != stateOpen {
+	if !s.isOpen(p) {
 		t.Errorf("closed: %v", p.frames())
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // client is a small WebSocket client for crowds; package wstest has the strict
@@ -95,7 +96,7 @@ func (c *client) message() *wire.Message {
 		if err != nil || f.Header.OpCode == ws.OpClose {
 			return nil
 		}
-		if e, err := wire.ParseEvent(f.Payload); f.Header.OpCode == ws.OpText && err == nil && e.Message != nil {
+		if e, err := tocsin.ParseEvent(f.Payload); f.Header.OpCode == ws.OpText && err == nil && e.Message != nil {
 			return e.Message
 		}
 	}

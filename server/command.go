@@ -5,227 +5,219 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unsafe"
 
-	"github.com/gobwas/ws"
-
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// command acts on one text message of tocsin.v1 and answers it.
-func (w *worker) command(c *conn, b []byte) {
-	var cmd wire.Command
-	if err := wire.ParseCommand(b, &cmd); err != nil {
-		w.replyError(cmd.ID, err)
+// peek is b as a string for a look-up; it must not be kept.
+func peek(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// commands acts on the commands of a message and answers each. Those behind one
+// that needs a call wait until it returns.
+func (srv *Server) commands(t *engine.Turn, c *engine.Conn, b []byte) {
+	for {
+		cmd, rest, err := codecs[c.Codec()].Parse(b)
+		if err != nil {
+			srv.refuse(t, c, reply(&cmd), err)
+		} else {
+			srv.command(t, c, &cmd)
+		}
+		switch b = rest; {
+		case len(b) == 0 || !c.Open():
+			return
+		case c.Calling():
+			srv.session(t, c).moreOf().commands = bytes.Clone(b)
+			return
+		}
+	}
+}
+
+// goOn acts on the commands behind one that has returned from a call.
+func (srv *Server) goOn(t *engine.Turn, c *engine.Conn) {
+	if !c.Open() {
 		return
 	}
+	s := srv.session(t, c)
+	if s.more == nil || len(s.more.commands) == 0 {
+		return
+	}
+	b := s.more.commands
+	s.more.commands = nil
+	s.slim()
+	srv.commands(t, c, b)
+}
+
+// reply begins the answer to a command. It points into that.
+func reply(cmd *wire.Command) wire.Reply {
+	return wire.Reply{ID: cmd.ID, Verb: cmd.Verb, Topic: peek(cmd.Topic)}
+}
+
+// command acts on one command.
+func (srv *Server) command(t *engine.Turn, c *engine.Conn, cmd *wire.Command) {
+	r := reply(cmd)
 	switch cmd.Verb {
 	case wire.Ping:
-		w.scratch = wire.AppendOK(w.scratch[:0], cmd.ID)
-		w.reply(ws.OpText, w.scratch)
+		srv.answer(t, c, r)
 	case wire.Subscribe:
-		w.subscribe(c, &cmd)
+		srv.subscribe(t, c, cmd)
 	case wire.Unsubscribe:
-		w.unsubscribe(c, &cmd)
+		s := srv.session(t, c)
+		sub := s.find(r.Topic)
+		if sub == nil {
+			srv.refuse(t, c, r, &wire.Error{Code: wire.NotSubscribed, Message: "not subscribed to this topic"})
+			return
+		}
+		srv.unsubscribe(t, c, s, sub)
+		srv.answer(t, c, r)
 	case wire.Publish:
-		w.publish(c, &cmd)
+		srv.publish(t, c, cmd)
 	case wire.Ack:
-		if !w.srv.acks.ack(c.ref(), peek(cmd.MessageID)) {
-			w.replyError(cmd.ID, &wire.Error{Code: wire.NotFound, Message: "nobody waits for an ack of this message"})
+		if !srv.acks.ack(c.Ref(), peek(cmd.MessageID)) {
+			srv.refuse(t, c, r, &wire.Error{Code: wire.NotFound, Message: "nobody waits for an ack of this message"})
 			return
 		}
-		w.scratch = wire.AppendOK(w.scratch[:0], cmd.ID)
-		w.reply(ws.OpText, w.scratch)
+		srv.answer(t, c, r)
 	}
 }
 
-func (w *worker) replyError(id []byte, err *wire.Error) {
-	w.srv.stats.commandError(err.Code)
-	w.scratch = wire.AppendError(w.scratch[:0], id, err)
-	w.reply(ws.OpText, w.scratch)
+// answer sends a reply with the others of this turn.
+func (srv *Server) answer(t *engine.Turn, c *engine.Conn, r wire.Reply) {
+	d := srv.data(t)
+	d.reply = codecs[c.Codec()].AppendReply(d.reply[:0], r)
+	t.Reply(c, d.reply)
 }
 
-// find returns c's subscription of topic, or nil.
-func (c *conn) find(topic string) *subset {
-	for _, sub := range c.subs {
-		if sub != nil && sub.topic.name == topic {
-			return sub
-		}
-	}
-	if c.ext != nil {
-		for _, sub := range c.ext.subs {
-			if sub.topic.name == topic {
-				return sub
-			}
-		}
-	}
-	return nil
+// refuse answers a command with an error.
+func (srv *Server) refuse(t *engine.Turn, c *engine.Conn, r wire.Reply, err *wire.Error) {
+	srv.counts.commands.add(string(err.Code))
+	r.Err = *err
+	srv.answer(t, c, r)
 }
 
-func (c *conn) countSubs() (n int) {
-	for _, sub := range c.subs {
-		if sub != nil {
-			n++
-		}
-	}
-	if c.ext != nil {
-		n += len(c.ext.subs)
-	}
-	return n
+// commandJob is a command that needs a call: it is allowed first, and then
+// done, by the same goroutine of the pool if it may block.
+type commandJob struct {
+	conn  Conn
+	reply wire.Reply // of its own bytes
+	err   *wire.Error
 }
 
-func (w *worker) addSub(c *conn, sub *subset) {
-	for i := range c.subs {
-		if c.subs[i] == nil {
-			c.subs[i] = sub
-			return
-		}
+func (srv *Server) newCommandJob(t *engine.Turn, c *engine.Conn, cmd *wire.Command) commandJob {
+	return commandJob{
+		conn:  srv.handle(c, srv.session(t, c)),
+		reply: wire.Reply{ID: bytes.Clone(cmd.ID), Verb: cmd.Verb, Topic: string(cmd.Topic)},
 	}
-	e := w.extraOf(c)
-	e.subs = append(e.subs, sub)
+}
+
+// allow asks Allow, in the pool, whether the connection may do action on the
+// topic of the command. Without Allow, subscribing is allowed to everybody, and
+// publishing only in Dev.
+func (j *commandJob) allow(action Action) bool {
+	cfg := &j.conn.srv.cfg
+	switch {
+	case cfg.Allow != nil:
+		if err := cfg.Allow(j.conn, action, j.reply.Topic); err != nil {
+			j.err = &wire.Error{Code: wire.Forbidden, Message: err.Error()}
+		}
+	case action == ActionPublish && !cfg.Dev:
+		j.err = &wire.Error{Code: wire.Forbidden, Message: "clients may not publish here"}
+	}
+	return j.err == nil
+}
+
+// subscribeJob is a subscribe.
+type subscribeJob struct {
+	commandJob
+	after    uint64
+	hasAfter bool
+	epoch    string
 }
 
 // subscribe joins c to a topic. It takes effect, and is answered, at its place
 // in the shard's inbox: with the position behind which messages follow.
-func (w *worker) subscribe(c *conn, cmd *wire.Command) {
-	if c.find(peek(cmd.Topic)) == nil && c.countSubs() >= w.srv.cfg.MaxTopics {
-		w.replyError(cmd.ID, &wire.Error{Code: wire.TooManyTopics, Message: fmt.Sprintf("too many topics on this connection, the limit is %d", w.srv.cfg.MaxTopics)})
+func (srv *Server) subscribe(t *engine.Turn, c *engine.Conn, cmd *wire.Command) {
+	s := srv.session(t, c)
+	if s.find(peek(cmd.Topic)) == nil && s.topics() >= srv.cfg.MaxTopics {
+		srv.refuse(t, c, reply(cmd), &wire.Error{Code: wire.TooManyTopics, Message: fmt.Sprintf("too many topics on this connection, the limit is %d", srv.cfg.MaxTopics)})
 		return
 	}
-	topic := string(cmd.Topic)
-	j := &joining{id: bytes.Clone(cmd.ID)}
-	after, hasAfter, epoch := cmd.After, cmd.HasAfter, string(cmd.Epoch)
-	w.allowed(c, j.id, ActionSubscribe, topic, func(w *worker, c *conn) {
-		begin := func(sub *subset, at wire.Position) item {
-			j.at = at
-			if hasAfter {
-				j.resume(topic, after, epoch)
-			}
-			return item{kind: itemJoin, ref: c.ref(), sub: sub, x: j}
+	j := &subscribeJob{commandJob: srv.newCommandJob(t, c, cmd), after: cmd.After, hasAfter: cmd.HasAfter, epoch: string(cmd.Epoch)}
+	if srv.cfg.Allow != nil {
+		t.Call(c, j)
+		return
+	}
+	j.join(t, c)
+}
+
+// Run implements engine.Job.
+func (j *subscribeJob) Run() { j.allow(ActionSubscribe) }
+
+// Done implements engine.Job.
+func (j *subscribeJob) Done(t *engine.Turn, c *engine.Conn) {
+	if j.err != nil {
+		j.conn.srv.refuse(t, c, j.reply, j.err)
+	} else {
+		j.join(t, c)
+	}
+	j.conn.srv.goOn(t, c)
+}
+
+func (j *subscribeJob) join(t *engine.Turn, c *engine.Conn) {
+	srv := j.conn.srv
+	err := srv.join(t, c, srv.session(t, c), j.reply.Topic, func(sub *subset, at wire.Position) engine.Task {
+		e := &entering{srv: srv, sub: sub, reply: j.reply}
+		e.reply.At = at
+		if j.hasAfter {
+			e.resume(j.after, j.epoch)
 		}
-		if sub := c.find(topic); sub != nil {
-			w.srv.hub.again(sub, begin)
-			return
-		}
-		sub, err := w.srv.hub.join(w.shard, topic, begin)
-		if err != nil {
-			w.srv.log.sometimes("cannot subscribe", "error", err)
-			w.replyError(j.id, &wire.Error{Code: wire.Internal, Message: "the topic cannot be subscribed to now, try again"})
-			return
-		}
-		w.addSub(c, sub)
+		return e
 	})
-}
-
-// resume decides what to tell a client that was at after. Live topics keep
-// nothing, so it has everything or is told which range it missed.
-func (j *joining) resume(topic string, after uint64, epoch string) {
-	recovered := epoch == j.at.Epoch && after == j.at.Seq
-	j.recovered = &recovered
-	if recovered {
-		return
-	}
-	j.gap = &wire.Gap{Topic: topic, Epoch: j.at.Epoch, From: after + 1, To: j.at.Seq, Reason: "retention"}
-	if epoch != j.at.Epoch || after > j.at.Seq {
-		j.gap.From, j.gap.Reason = 1, "epoch"
-	}
-}
-
-// subscribeEarly joins c to a topic of its handshake; the welcome tells the
-// position.
-func (w *worker) subscribeEarly(c *conn, topic string) (at wire.Position) {
-	begin := func(sub *subset, p wire.Position) item {
-		at = p
-		return item{kind: itemJoin, ref: c.ref(), sub: sub}
-	}
-	if sub := c.find(topic); sub != nil { // it stands twice in the query
-		w.srv.hub.again(sub, begin)
-		return at
-	}
-	sub, err := w.srv.hub.join(w.shard, topic, begin)
 	if err != nil {
-		w.srv.log.sometimes("cannot subscribe", "error", err)
-		return at
+		srv.refuse(t, c, j.reply, &wire.Error{Code: wire.Internal, Message: "the topic cannot be subscribed to now, try again"})
 	}
-	w.addSub(c, sub)
-	return at
 }
 
-// joined is a subscription whose turn in the inbox has come. It waits for the
-// messages of its topic that came before it.
-func (w *worker) joined(it *item) {
-	if it.sub.walk != nil {
-		e := *it
-		it.sub.walk.queue = append(it.sub.walk.queue, walkEntry{join: &e})
+// publishJob is a publish. The bus may block, so it is a job even without Allow.
+type publishJob struct {
+	commandJob
+	message Message
+	receipt Receipt
+}
+
+func (srv *Server) publish(t *engine.Turn, c *engine.Conn, cmd *wire.Command) {
+	j := &publishJob{commandJob: srv.newCommandJob(t, c, cmd), message: Message{ID: string(cmd.MessageID)}}
+	if srv.cfg.Allow == nil && !j.allow(ActionPublish) {
+		srv.refuse(t, c, j.reply, j.err)
 		return
 	}
-	w.enter(it)
+	j.message.Data = bytes.Clone(cmd.Data)
+	t.Call(c, j)
 }
 
-// enter makes a subscription effective and answers it.
-func (w *worker) enter(it *item) {
-	c := w.shard.lookup(it.ref)
-	if c == nil || c.state != stateOpen {
+// Run implements engine.Job.
+func (j *publishJob) Run() {
+	if !j.allow(ActionPublish) {
 		return
 	}
-	if c.find(it.sub.topic.name) == it.sub { // else it has unsubscribed already
-		it.sub.set.add(w.shard.local(c))
+	var err error
+	if j.receipt, err = j.conn.srv.publishFrom(j.conn, j.reply.Topic, j.message); err != nil {
+		j.err = publishError(err)
 	}
-	j, ok := it.x.(*joining)
-	if !ok {
-		return // of the handshake: the welcome has told
-	}
-	b := wire.AppendSubscribed(nil, j.id, it.sub.topic.name, j.at, j.recovered)
-	frame := wire.AppendFrame(nil, ws.OpText, b)
-	if j.gap != nil {
-		frame = wire.AppendFrame(frame, ws.OpText, wire.AppendGap(nil, *j.gap))
-	}
-	w.send(c, frame)
 }
 
-func (w *worker) unsubscribe(c *conn, cmd *wire.Command) {
-	sub := c.find(peek(cmd.Topic))
-	if sub == nil {
-		w.replyError(cmd.ID, &wire.Error{Code: wire.NotSubscribed, Message: "not subscribed to this topic"})
-		return
+// Done implements engine.Job.
+func (j *publishJob) Done(t *engine.Turn, c *engine.Conn) {
+	srv := j.conn.srv
+	if j.err != nil {
+		srv.refuse(t, c, j.reply, j.err)
+	} else {
+		j.reply.MessageID = j.receipt.ID
+		j.reply.At = wire.Position{Seq: j.receipt.Seq, Epoch: j.receipt.Epoch}
+		srv.answer(t, c, j.reply)
 	}
-	for i := range c.subs {
-		if c.subs[i] == sub {
-			c.subs[i] = nil
-		}
-	}
-	if c.ext != nil {
-		for i, other := range c.ext.subs {
-			if other == sub {
-				c.ext.subs = append(c.ext.subs[:i], c.ext.subs[i+1:]...)
-				break
-			}
-		}
-	}
-	w.leave(w.shard.local(c), sub)
-	w.scratch = wire.AppendOK(w.scratch[:0], cmd.ID)
-	w.reply(ws.OpText, w.scratch)
-}
-
-// publish publishes for a client. The bus may block, so it runs as a hook.
-func (w *worker) publish(c *conn, cmd *wire.Command) {
-	id, topic := bytes.Clone(cmd.ID), string(cmd.Topic)
-	m := Message{Data: bytes.Clone(cmd.Data), ID: string(cmd.MessageID)}
-	w.allowed(c, id, ActionPublish, topic, func(w *worker, c *conn) {
-		srv, handle := w.srv, w.handle(c)
-		var receipt Receipt
-		var err error
-		w.call(c, func() {
-			receipt, err = srv.publishFrom(handle, topic, m)
-		}, func(w *worker, c *conn) {
-			if err != nil {
-				w.replyError(id, publishError(err))
-				return
-			}
-			at := wire.Position{Seq: receipt.Seq, Epoch: receipt.Epoch}
-			w.scratch = wire.AppendPublished(w.scratch[:0], id, receipt.ID, at)
-			w.reply(ws.OpText, w.scratch)
-		})
-	})
+	srv.goOn(t, c)
 }
 
 // publishError is what a client is told of a publish that failed. Errors of

@@ -13,6 +13,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 )
 
 // Config says how a Server behaves. The zero value of every field means its
@@ -105,8 +106,8 @@ type Config struct {
 	// Logger is written to by every goroutine. Default [slog.Default].
 	Logger *slog.Logger
 
-	kernel  kernel      // the system calls; tests replace it
-	onFatal func(error) // instead of ending the process; for tests
+	kernel  engine.Kernel // the system calls; tests replace it
+	onFatal func(error)   // instead of ending the process; for tests
 }
 
 // Action is what [Config.Allow] is asked about.
@@ -199,11 +200,6 @@ func memoryLimit() int64 {
 	return 4 << 30
 }
 
-// userTimeout is for how long a peer may leave what was sent to it
-// unacknowledged before the kernel ends its connection: TCP_USER_TIMEOUT,
-// tcp(7). WriteTimeout comes first for a peer that is there.
-func (c *Config) userTimeout() time.Duration { return max(30*time.Second, 3*c.WriteTimeout) }
-
 func (c *Config) check() error {
 	for _, n := range []struct {
 		name            string
@@ -224,25 +220,25 @@ func (c *Config) check() error {
 		{"PublishBudget", c.PublishBudget, 1, 1 << 50},
 		{"LingerBudget", c.LingerBudget, 1, 1 << 50},
 		{"IdempotencyBudget", c.IdempotencyBudget, 1, 1 << 50},
-		{"HandshakeTimeout", int64(c.HandshakeTimeout), 1, int64(maxTimeout)},
-		{"AuthTimeout", int64(c.AuthTimeout), 1, int64(maxTimeout)},
-		{"MessageTimeout", int64(c.MessageTimeout), 1, int64(maxTimeout)},
-		{"WriteTimeout", int64(c.WriteTimeout), 1, int64(maxTimeout)},
-		{"OutboxAge", int64(c.OutboxAge), 1, int64(maxTimeout)},
-		{"PongTimeout", int64(c.PongTimeout), 1, int64(maxTimeout)},
-		{"CloseTimeout", int64(c.CloseTimeout), 1, int64(maxTimeout)},
-		{"Drain", int64(c.Drain), 1, int64(maxTimeout)},
-		{"ReturnWindow", int64(c.ReturnWindow), 1, int64(maxTimeout)},
+		{"HandshakeTimeout", int64(c.HandshakeTimeout), 1, int64(engine.MaxTimeout)},
+		{"AuthTimeout", int64(c.AuthTimeout), 1, int64(engine.MaxTimeout)},
+		{"MessageTimeout", int64(c.MessageTimeout), 1, int64(engine.MaxTimeout)},
+		{"WriteTimeout", int64(c.WriteTimeout), 1, int64(engine.MaxTimeout)},
+		{"OutboxAge", int64(c.OutboxAge), 1, int64(engine.MaxTimeout)},
+		{"PongTimeout", int64(c.PongTimeout), 1, int64(engine.MaxTimeout)},
+		{"CloseTimeout", int64(c.CloseTimeout), 1, int64(engine.MaxTimeout)},
+		{"Drain", int64(c.Drain), 1, int64(engine.MaxTimeout)},
+		{"ReturnWindow", int64(c.ReturnWindow), 1, int64(engine.MaxTimeout)},
 	} {
 		if n.value < n.min || n.value > n.max {
 			return fmt.Errorf("server: Config.%s is %d, it must be %d to %d", n.name, n.value, n.min, n.max)
 		}
 	}
-	if c.PingInterval > maxTimeout {
-		return fmt.Errorf("server: Config.PingInterval is %s, the most is %s", c.PingInterval, maxTimeout)
+	if c.PingInterval > engine.MaxTimeout {
+		return fmt.Errorf("server: Config.PingInterval is %s, the most is %s", c.PingInterval, engine.MaxTimeout)
 	}
-	if c.TopicLinger > maxTimeout {
-		return fmt.Errorf("server: Config.TopicLinger is %s, the most is %s", c.TopicLinger, maxTimeout)
+	if c.TopicLinger > engine.MaxTimeout {
+		return fmt.Errorf("server: Config.TopicLinger is %s, the most is %s", c.TopicLinger, engine.MaxTimeout)
 	}
 	if !strings.HasPrefix(c.Path, "/") {
 		return fmt.Errorf("server: Config.Path is %q, it must start with /", c.Path)

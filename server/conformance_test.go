@@ -656,7 +656,7 @@ func TestRandomMessages(t *testing.T) {
 				}
 				text := randomText(rnd)
 				stream, reach := randomFrames(rnd, text)
-				bad := server.BadUTF8(text)
+				bad := wstest.BadUTF8(text)
 				if bad >= 0 {
 					stream = stream[:reach[bad]]
 				}

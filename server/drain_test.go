@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"io"
 	"net"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // farewell reads a connection to its end: what it was sent, when to come back,
@@ -34,7 +36,7 @@ func (c *client) farewell() (messages int, retry int, code wire.CloseCode) {
 		}
 		switch f.Header.OpCode {
 		case ws.OpText:
-			e, err := wire.ParseEvent(f.Payload)
+			e, err := tocsin.ParseEvent(f.Payload)
 			switch {
 			case err != nil:
 				return messages, -1, 0
@@ -96,7 +98,7 @@ func TestDrainTellsEachClientWhenToComeBack(t *testing.T) {
 	if _, err := srv.Broadcast(t.Context(), Message{Data: []byte("1")}); !errors.Is(err, ErrClosed) {
 		t.Errorf("a publish: %v", err)
 	}
-	if st := srv.Stats(); st.Closes[CloseKind{wire.CloseShutdown, byServer}] != uint64(n) || !st.Draining {
+	if st := srv.Stats(); st.Closes[CloseKind{wire.CloseShutdown, "server"}] != uint64(n) || !st.Draining {
 		t.Errorf("%v", st.Closes)
 	}
 }
@@ -109,17 +111,13 @@ func TestDrainIsSpread(t *testing.T) {
 	for range n {
 		s.dial("/ws")
 	}
-	s.srv.draining.Store(true)
-	s.srv.drainUntil, s.srv.retryWindow = s.time+drain, drain.Milliseconds()
-	for _, sh := range s.srv.shards {
-		sh.inbox.append(item{kind: itemDrain})
-	}
-	closed := func() int { return int(s.srv.Stats().Closes[CloseKind{wire.CloseShutdown, byServer}]) }
+	s.probe.BeginDrain(false)
+	closed := func() int { return int(s.srv.Stats().Closes[CloseKind{wire.CloseShutdown, "server"}]) }
 	window, before := 0, 0
-	for tick := 1; s.time < time.Hour+drain+tickEvery; tick++ {
-		s.time += tickEvery
-		for _, sh := range s.srv.shards {
-			s.turn(sh)
+	for tick := 1; s.Time < time.Hour+drain+engine.TickEvery; tick++ {
+		s.Time += engine.TickEvery
+		for i := range s.srv.shards {
+			s.turn(i)
 		}
 		if window++; window == 10 { // a second
 			if now, mean := closed(), n/int(drain/time.Second); now-before > 2*mean {
@@ -201,7 +199,7 @@ func TestStartFailsWholeAndNamesTheSetting(t *testing.T) {
 	// docs/faults.md R1: limit, need and fix.
 	limit, _, _ := netpoll.RaiseDescriptorLimit()
 	_, err := New(Config{Dev: true, MaxConnections: 1_000_000_000})
-	for _, want := range []string{"max-connections is 1000000000", "RLIMIT_NOFILE", fmt.Sprint(limit), "ulimit -Hn", fmt.Sprintf("set max-connections to %d", limit-reservedFDs)} {
+	for _, want := range []string{"max-connections is 1000000000", "RLIMIT_NOFILE", fmt.Sprint(limit), "ulimit -Hn", fmt.Sprintf("set max-connections to %d", limit-256)} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want something about %s", err, want)
 		}
@@ -216,12 +214,10 @@ func TestDrainTakesTheLastAccepted(t *testing.T) {
 	for _, hurry := range []bool{false, true} {
 		s := newSim(t, 1, Config{CloseTimeout: time.Second})
 		p := s.socket()
-		s.srv.draining.Store(true)
-		s.srv.hurryDrain.Store(hurry)
-		s.srv.admit([]int{p.fd})
-		s.srv.shards[0].inbox.append(item{kind: itemDrain})
+		s.probe.Admit(p.FD)
+		s.probe.BeginDrain(hurry)
 		s.run()
-		if !p.ends && !p.gone {
+		if !p.Ends && !p.Gone {
 			t.Errorf("in a hurry %v: the connection is left open", hurry)
 		}
 	}
@@ -258,23 +254,21 @@ func TestDrainLetsMessagesOut(t *testing.T) {
 	for range 200 {
 		peers = append(peers, s.dial("/ws?topics=t"))
 	}
-	s.look = sliceBudget / 4
+	s.Look = engine.SliceBudget / 4
 	for range 40 {
 		if _, err := s.srv.Publish(t.Context(), "t", Message{Data: []byte(`"` + strings.Repeat("x", 1000) + `"`)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s.srv.draining.Store(true)
-	s.srv.drainUntil, s.srv.retryWindow = s.time+10*time.Second, 10_000
-	s.srv.shards[0].inbox.append(item{kind: itemDrain})
+	s.probe.BeginDrain(false)
 	for range 110 {
-		s.time += tickEvery
-		s.turn(s.srv.shards[0])
+		s.Time += engine.TickEvery
+		s.turn(0)
 	}
 	for i, p := range peers {
 		messages, bye := 0, false
 		for _, f := range p.frames() {
-			if e, err := wire.ParseEvent(f.Payload); err == nil && e.Message != nil && !bye {
+			if e, err := tocsin.ParseEvent(f.Payload); err == nil && e.Message != nil && !bye {
 				messages++
 			} else if err == nil && e.Goodbye != nil {
 				bye = true
@@ -295,15 +289,15 @@ func TestReturnWindowSpreadsTheReturns(t *testing.T) {
 	for range n {
 		peers = append(peers, s.dial("/ws"))
 	}
-	s.srv.beginDrain()
-	for range 2 * int(time.Second/tickEvery) {
-		s.time += tickEvery
-		s.turn(s.srv.shards[0])
+	s.probe.BeginDrain(false)
+	for range 2 * int(time.Second/engine.TickEvery) {
+		s.Time += engine.TickEvery
+		s.turn(0)
 	}
 	var in [bins]int
 	for _, p := range peers {
 		for _, f := range p.frames() {
-			if e, err := wire.ParseEvent(f.Payload); err == nil && e.Goodbye != nil {
+			if e, err := tocsin.ParseEvent(f.Payload); err == nil && e.Goodbye != nil {
 				in[(e.Goodbye.RetryAfterMS-500)*bins/10_000]++
 			}
 		}
@@ -351,7 +345,7 @@ func TestHandOverDuringShutdown(t *testing.T) {
 	}
 	srv.ServeHTTP(&lateHijack{httptest.NewRecorder(), conn, srv}, r)
 	_ = peer.SetDeadline(time.Now().Add(patience))
-	if answer, err := io.ReadAll(peer); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 503 ") || srv.conns.Load() != 0 {
-		t.Errorf("%q, %v, %d connections", answer, err, srv.conns.Load())
+	if answer, err := io.ReadAll(peer); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 503 ") || srv.engine.Descriptors() != 0 {
+		t.Errorf("%q, %v, %d connections", answer, err, srv.engine.Descriptors())
 	}
 }

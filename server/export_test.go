@@ -5,5 +5,4 @@ var (
 	Full       = full
 	Size       = size
 	Eventually = eventually
-	BadUTF8    = badUTF8
 )

@@ -27,7 +27,9 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // The faults of slow readers, descriptors and epoll.
@@ -35,13 +37,16 @@ import (
 // ledger is the real kernel and keeps an account of the descriptors that it
 // gave out. Accepted sockets have small buffers.
 type ledger struct {
-	kernel
+	engine.Kernel
 	mu   sync.Mutex
-	open map[int]bool
+	open map[int]bool // connections
+	kept map[int]bool // listeners
 	bad  atomic.Int64 // calls on descriptors that are not open
 }
 
-func newLedger() *ledger { return &ledger{kernel: system{start: time.Now()}, open: map[int]bool{}} }
+func newLedger() *ledger {
+	return &ledger{Kernel: engine.System(), open: map[int]bool{}, kept: map[int]bool{}}
+}
 
 func (l *ledger) sendBuffer() int { return 4096 }
 
@@ -54,7 +59,7 @@ func (l *ledger) must(fd int) {
 }
 
 func (l *ledger) Accept(listener int) (int, netpoll.Errno) {
-	fd, errno := l.kernel.Accept(listener)
+	fd, errno := l.Kernel.Accept(listener)
 	if errno == 0 {
 		l.mu.Lock()
 		l.open[fd] = true
@@ -63,20 +68,40 @@ func (l *ledger) Accept(listener int) (int, netpoll.Errno) {
 	return fd, errno
 }
 
+func (l *ledger) TakeListener(ln net.Listener, userTimeout time.Duration) (int, error) {
+	fd, err := l.Kernel.TakeListener(ln, userTimeout)
+	l.keep(fd)
+	return fd, err
+}
+
+func (l *ledger) Reserve() int {
+	fd := l.Kernel.Reserve()
+	l.keep(fd)
+	return fd
+}
+
+// keep notes a descriptor that stays open as long as the server serves.
+func (l *ledger) keep(fd int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.kept[fd] = true
+}
+
 func (l *ledger) Close(fd int) netpoll.Errno {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.open[fd] {
+	if !l.open[fd] && !l.kept[fd] {
 		l.bad.Add(1)
 		return unix.EBADF
 	}
 	delete(l.open, fd)
-	return l.kernel.Close(fd)
+	delete(l.kept, fd)
+	return l.Kernel.Close(fd)
 }
 
-func (l *ledger) Recv(fd int, b []byte) (int, netpoll.Errno) { l.must(fd); return l.kernel.Recv(fd, b) }
-func (l *ledger) Send(fd int, b []byte) (int, netpoll.Errno) { l.must(fd); return l.kernel.Send(fd, b) }
-func (l *ledger) CloseWrite(fd int) netpoll.Errno            { l.must(fd); return l.kernel.CloseWrite(fd) }
+func (l *ledger) Recv(fd int, b []byte) (int, netpoll.Errno) { l.must(fd); return l.Kernel.Recv(fd, b) }
+func (l *ledger) Send(fd int, b []byte) (int, netpoll.Errno) { l.must(fd); return l.Kernel.Send(fd, b) }
+func (l *ledger) CloseWrite(fd int) netpoll.Errno            { l.must(fd); return l.Kernel.CloseWrite(fd) }
 
 // unread counts the sockets that have something to read.
 func (l *ledger) unread() (n int) {
@@ -149,7 +174,7 @@ func TestDeadReadersAreCut(t *testing.T) {
 	wg.Wait()
 	eventually(t, "the dead to be cut", func() bool { return srv.Stats().Connections == good })
 	st := srv.Stats()
-	if st.Cuts["outbox"] != uint64(dead) || st.Closes[CloseKind{wire.CloseSlow, byServer}] != uint64(dead) || st.OutboxBytes < 0 {
+	if st.Cuts["outbox"] != uint64(dead) || st.Closes[CloseKind{wire.CloseSlow, "server"}] != uint64(dead) || st.OutboxBytes < 0 {
 		t.Errorf("%v %v", st.Cuts, st.Closes)
 	}
 }
@@ -243,7 +268,7 @@ func TestReusedDescriptorsMixNothingUp(t *testing.T) {
 					t.Errorf("welcome: %v", err)
 					return
 				}
-				e, _ := wire.ParseEvent(f.Payload)
+				e, _ := tocsin.ParseEvent(f.Payload)
 				name := e.Welcome.Conn + " " + cookie
 				ids[rng.IntN(len(ids))].Store(&name)
 				if other := ids[rng.IntN(len(ids))].Load(); other != nil {
@@ -387,8 +412,8 @@ func TestPartialSendsAreFinished(t *testing.T) {
 	}
 	eventually(t, "the outboxes", func() bool { return srv.Stats().OutboxBytes == 0 })
 	before, began := turns(), time.Now()
-	sweeps := srv.lastTick.Load().kernel
-	eventually(t, "a second to pass", func() bool { return srv.lastTick.Load().kernel-sweeps > time.Second })
+	sweeps := srv.engine.Ticked()
+	eventually(t, "a second to pass", func() bool { return srv.engine.Ticked()-sweeps > time.Second })
 	seconds := time.Since(began).Seconds()
 	if n := turns() - before; float64(n) > (10+2*4)*(seconds+1) { // sweeps are turns too
 		t.Errorf("%d turns in %.1f s of nothing", n, seconds)
@@ -596,7 +621,7 @@ func fewFDs() {
 		panic(err)
 	}
 	for range 350 { // what the rest of the process has open
-		if openReserve() < 0 {
+		if engine.System().Reserve() < 0 {
 			panic("no descriptor")
 		}
 	}

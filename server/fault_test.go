@@ -5,6 +5,7 @@ package server
 import (
 	"bytes"
 	"fmt"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"hash/crc32"
 	"io"
 	"log/slog"
@@ -24,6 +25,7 @@ import (
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // The faults of handshakes and frames (docs/faults.md). Tests that measure
@@ -136,7 +138,7 @@ func endlessHead(t *testing.T, head, more string) {
 	if each := (after.TotalAlloc - before.TotalAlloc) / uint64(n); each > 64<<10 {
 		t.Errorf("%d bytes allocated for each", each)
 	}
-	if st := srv.Stats(); st.HandshakeRejects["head"] != uint64(n) || st.BytesIn > uint64(n)*(maxHead+readSize) {
+	if st := srv.Stats(); st.HandshakeRejects["head"] != uint64(n) || st.BytesIn > uint64(n)*(engine.MaxHead+engine.ReadSize) {
 		t.Errorf("%v, %d bytes taken in", st.HandshakeRejects, st.BytesIn)
 	}
 	honest(t, addr, 5)
@@ -210,7 +212,7 @@ func TestStalledMessagesAreClosed(t *testing.T) {
 			t.Errorf("closed with %d", code)
 		}
 	})
-	if got := srv.Stats().Closes[CloseKind{wire.ClosePolicy, byServer}]; got != uint64(n) {
+	if got := srv.Stats().Closes[CloseKind{wire.ClosePolicy, "server"}]; got != uint64(n) {
 		t.Errorf("%d of %d closed", got, n)
 	}
 }
@@ -240,7 +242,7 @@ func TestPingFloodIsClosed(t *testing.T) {
 			break
 		}
 	}
-	if most := 2 * srv.cfg.MaxControl; pongs > most || srv.Stats().Closes[CloseKind{wire.ClosePolicy, byServer}] != 1 {
+	if most := 2 * srv.cfg.MaxControl; pongs > most || srv.Stats().Closes[CloseKind{wire.ClosePolicy, "server"}] != 1 {
 		t.Errorf("%d pongs, the most is %d; %v", pongs, most, srv.Stats().Closes)
 	}
 }
@@ -292,7 +294,7 @@ func TestFramesOfManyWritersStayWhole(t *testing.T) {
 				if f.Op != ws.OpText {
 					continue
 				}
-				e, err := wire.ParseEvent(f.Payload)
+				e, err := tocsin.ParseEvent(f.Payload)
 				if err != nil {
 					t.Errorf("%v: %v", err, f)
 					return
@@ -373,7 +375,7 @@ func TestFullServerTurnsAway(t *testing.T) {
 
 // floodKernel is the real one, in front of a crowd that connects without end.
 type floodKernel struct {
-	kernel
+	engine.Kernel
 	on    atomic.Bool
 	crowd atomic.Int64
 }
@@ -385,35 +387,35 @@ func (k *floodKernel) Accept(listener int) (int, netpoll.Errno) {
 		k.crowd.Add(1)
 		return phantom, 0
 	}
-	return k.kernel.Accept(listener)
+	return k.Kernel.Accept(listener)
 }
 
 func (k *floodKernel) Recv(fd int, b []byte) (int, netpoll.Errno) {
 	if fd == phantom {
 		return 0, syscall.EAGAIN
 	}
-	return k.kernel.Recv(fd, b)
+	return k.Kernel.Recv(fd, b)
 }
 
 func (k *floodKernel) Send(fd int, b []byte) (int, netpoll.Errno) {
 	if fd == phantom {
 		return len(b), 0
 	}
-	return k.kernel.Send(fd, b)
+	return k.Kernel.Send(fd, b)
 }
 
 func (k *floodKernel) Close(fd int) netpoll.Errno {
 	if fd == phantom {
 		return 0
 	}
-	return k.kernel.Close(fd)
+	return k.Kernel.Close(fd)
 }
 
 // Those that are connected are served while others connect to a full server
 // without end (docs/faults.md X4).
 func TestConnectFloodAtTheLimitStarvesNobody(t *testing.T) {
 	parallel(t)
-	k := &floodKernel{kernel: system{start: time.Now()}}
+	k := &floodKernel{Kernel: engine.System()}
 	_, addr := started(t, Config{kernel: k, MaxConnections: 1})
 	honest := dial(t, addr, "/ws")
 	k.on.Store(true)
@@ -468,7 +470,7 @@ func TestVanishedPeersAreClosed(t *testing.T) {
 			t.Errorf("a silent peer is closed with %d", code)
 		}
 	})
-	if st := srv.Stats(); st.Connections != 20 || alive.Load() != 20 || st.Closes[CloseKind{wire.CloseNoPong, byServer}] != uint64(n) || st.PingsSent < uint64(n) {
+	if st := srv.Stats(); st.Connections != 20 || alive.Load() != 20 || st.Closes[CloseKind{wire.CloseNoPong, "server"}] != uint64(n) || st.PingsSent < uint64(n) {
 		t.Errorf("%d connections, %d alive, %v, %d pings", st.Connections, alive.Load(), st.Closes, st.PingsSent)
 	}
 }
@@ -485,7 +487,7 @@ func TestSharedMessagesArriveUnchanged(t *testing.T) {
 	came := 0
 	read := func(p *peer) {
 		for _, f := range p.frames() {
-			e, err := wire.ParseEvent(f.Payload)
+			e, err := tocsin.ParseEvent(f.Payload)
 			if err == nil && e.Gap != nil {
 				continue
 			}
@@ -497,16 +499,16 @@ func TestSharedMessagesArriveUnchanged(t *testing.T) {
 	}
 	messages := size(20_000)
 	for i := range messages {
-		data := fmt.Appendf(nil, "%q", strings.Repeat(string(rune('a'+i%26)), s.rng.IntN(1500)))
+		data := fmt.Appendf(nil, "%q", strings.Repeat(string(rune('a'+i%26)), s.Rng.IntN(1500)))
 		id := fmt.Sprint(i)
 		sums[id] = crc32.ChecksumIEEE(data)
 		if _, err := s.srv.Publish(t.Context(), "t", Message{Data: data, ID: id}); err != nil {
 			t.Fatal(err)
 		}
 		clear(data) // it is the publisher's again
-		p := peers[s.rng.IntN(len(peers))]
-		p.drain(s.rng.IntN(15_000))
-		s.turn(s.srv.shards[s.rng.IntN(2)])
+		p := peers[s.Rng.IntN(len(peers))]
+		p.drain(s.Rng.IntN(15_000))
+		s.turn(s.Rng.IntN(2))
 		read(p)
 	}
 	for _, p := range peers {

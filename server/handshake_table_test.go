@@ -514,7 +514,7 @@ func TestHandshakeMutations(t *testing.T) {
 			for range 250 {
 				request := mutate(rnd)
 				status := statusOf(t, addr, request)
-				switch invalid := server.WhyNot(request); {
+				switch invalid := wstest.WhyNot(request); {
 				case status == http.StatusSwitchingProtocols && invalid != "":
 					t.Errorf("upgraded although %s:\n%q", invalid, request)
 				case status == http.StatusSwitchingProtocols:
@@ -603,7 +603,7 @@ func TestHandshakeModel(t *testing.T) {
 		changed("websocket", "WebSocket"), upgrade("Connection: keep-alive"), upgrade() + string(ws.CompiledPing),
 		upgrade("Content-Length: 0"), upgrade("Upgrade: h2c"), changed("/ws", "http://a/%77s"), changed("1.1", "1.2"),
 	} {
-		if why := server.WhyNot(request); why != "" {
+		if why := wstest.WhyNot(request); why != "" {
 			t.Errorf("refused because %s:\n%q", why, request)
 		}
 	}
@@ -612,7 +612,7 @@ func TestHandshakeModel(t *testing.T) {
 		changed("13", "8"), changed("GET", "POST"), changed("/ws", "/"), changed("Upgrade\r\n", "close\r\n"), changed("websocket", "h2c"),
 		changed("==", "="), changed("1.1", "1.0"), upgrade("X: \x00"), changed("/ws", "/ws?a#b"), upgrade("Upgrade: h 2"),
 	} {
-		if server.WhyNot(request) == "" {
+		if wstest.WhyNot(request) == "" {
 			t.Errorf("accepted: %q", request)
 		}
 	}

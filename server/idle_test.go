@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -58,7 +59,7 @@ var deadlines = []deadline{
 	{
 		"handshake", func(c *Config) *time.Duration { return &c.HandshakeTimeout },
 		func(s *sim) *peer { return s.open() },
-		func(p *peer) bool { return p.gone && strings.HasPrefix(string(p.out), "HTTP/1.1 408 ") },
+		func(p *peer) bool { return p.Gone && strings.HasPrefix(string(p.Out), "HTTP/1.1 408 ") },
 	},
 	{
 		"message", func(c *Config) *time.Duration { return &c.MessageTimeout },
@@ -89,11 +90,11 @@ var deadlines = []deadline{
 		"close", func(c *Config) *time.Duration { return &c.CloseTimeout },
 		func(s *sim) *peer {
 			p := s.dial("/ws")
-			s.srv.post(p.ref, item{kind: itemClose, x: closing{wire.CloseForceDisconnect, ""}})
+			s.srv.engine.Close(p.Ref, wire.CloseForceDisconnect, "")
 			s.run()
 			return p
 		},
-		func(p *peer) bool { return p.gone },
+		func(p *peer) bool { return p.Gone },
 	},
 }
 
@@ -107,7 +108,7 @@ func TestTimeoutsStrikeInTheFirstLateSweep(t *testing.T) {
 				rng := rand.New(rand.NewPCG(seed, 5))
 				cfg := Config{}
 				for _, other := range deadlines {
-					*other.limit(&cfg) = maxTimeout
+					*other.limit(&cfg) = engine.MaxTimeout
 				}
 				limit := time.Duration(1+rng.IntN(30_000)) * time.Millisecond
 				if d.name == "pong" {
@@ -115,21 +116,21 @@ func TestTimeoutsStrikeInTheFirstLateSweep(t *testing.T) {
 				}
 				*d.limit(&cfg) = limit
 				s := newSim(t, seed, cfg)
-				s.time = []time.Duration{0, 1<<32*stampUnit - limit/2, time.Duration(rng.Int64N(1 << 60))}[rng.IntN(3)]
+				s.Time = []time.Duration{0, 1<<32*engine.StampUnit - limit/2, time.Duration(rng.Int64N(1 << 60))}[rng.IntN(3)]
 				p := d.begin(s)
-				start, due := s.time/stampUnit, (limit+stampUnit-1)/stampUnit
+				start, due := s.Time/engine.StampUnit, (limit+engine.StampUnit-1)/engine.StampUnit
 				for {
 					s.sweep(time.Duration(rng.Int64N(int64(limit)/3 + 1)))
-					late := s.time/stampUnit-start >= due
-					if c := s.slot(p); !late && (p.gone || c.flags&flagFinished != 0 && d.name != "close") {
-						t.Fatalf("seed %d: ended %s after %s, the limit is %s", seed, s.time-start*stampUnit, start*stampUnit, limit)
+					late := s.Time/engine.StampUnit-start >= due
+					if c := s.slot(p); !late && (p.Gone || c.Finished && d.name != "close") {
+						t.Fatalf("seed %d: ended %s after %s, the limit is %s", seed, s.Time-start*engine.StampUnit, start*engine.StampUnit, limit)
 					}
 					if late {
 						break
 					}
 				}
 				if !d.ended(p) {
-					t.Fatalf("seed %d: not ended %s after %s, the limit is %s; %q", seed, s.time-start*stampUnit, start*stampUnit, limit, p.out)
+					t.Fatalf("seed %d: not ended %s after %s, the limit is %s; %q", seed, s.Time-start*engine.StampUnit, start*engine.StampUnit, limit, p.Out)
 				}
 			}
 		})
@@ -149,10 +150,10 @@ func TestPongThatHasArrivedCounts(t *testing.T) {
 			t.Fatalf("after silence: %v", f)
 		}
 		p.send(wstest.Pong(""))
-		edge := p.edge
-		p.edge = netpoll.Event{} // on its way from the kernel to the shard
+		edge := p.Edge
+		p.Edge = netpoll.Event{} // on its way from the kernel to the shard
 		s.sweep(cfg.PongTimeout)
-		if c := s.slot(p); c.state != stateOpen {
+		if !s.isOpen(p) {
 			t.Fatal("closed with its pong in the socket")
 		}
 		p.raise(edge)
@@ -178,19 +179,19 @@ func TestNoPingNoPong(t *testing.T) {
 			t.Fatalf("%v", f)
 		}
 	}
-	if f := p.frames(); s.slot(p).state != stateOpen {
+	if f := p.frames(); !s.isOpen(p) {
 		t.Fatalf("closed: %v", f)
 	}
 }
 
 // jumpKernel is the real one with a clock that jumps.
 type jumpKernel struct {
-	kernel
+	engine.Kernel
 	offset atomic.Int64
 }
 
 func (k *jumpKernel) Now() time.Duration {
-	return k.kernel.Now() + time.Duration(k.offset.Load())
+	return k.Kernel.Now() + time.Duration(k.offset.Load())
 }
 
 // started starts a server on the given kernel, and ends it with the test.
@@ -204,7 +205,7 @@ func started(t testing.TB, cfg Config) (srv *Server, addr string) {
 		t.Fatal(err)
 	}
 	lc := net.ListenConfig{}
-	if small, ok := srv.kernel.(interface{ sendBuffer() int }); ok {
+	if small, ok := cfg.kernel.(interface{ sendBuffer() int }); ok {
 		lc.Control = setBuffer(unix.SO_SNDBUF, small.sendBuffer())
 	}
 	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -231,10 +232,10 @@ func started(t testing.TB, cfg Config) (srv *Server, addr string) {
 // a sweep that comes before the ticker knows (docs/faults.md K1 and K2).
 func TestClockJumpsCutNobody(t *testing.T) {
 	parallel(t)
-	k := &jumpKernel{kernel: system{start: time.Now()}}
-	// Each jump counts for stallAfter, so three of them must fit in PongTimeout:
+	k := &jumpKernel{Kernel: engine.System()}
+	// Each jump counts for engine.StallAfter, so three of them must fit in PongTimeout:
 	// they come faster than peers on a busy machine can answer a ping.
-	srv, addr := started(t, Config{kernel: k, PingInterval: time.Second, PongTimeout: 4 * stallAfter})
+	srv, addr := started(t, Config{kernel: k, PingInterval: time.Second, PongTimeout: 4 * engine.StallAfter})
 	n := size(1000)
 	for i := range n {
 		c := dial(t, addr, fmt.Sprint("/ws?user=", i))
@@ -243,16 +244,12 @@ func TestClockJumpsCutNobody(t *testing.T) {
 		}
 		go c.pongs()
 	}
-	paused := func() time.Duration {
-		t := srv.lastTick.Load()
-		return t.kernel - t.server
-	}
+	paused := srv.engine.Stalled
 	for _, jump := range []time.Duration{time.Hour, 24 * time.Hour, 30 * time.Second} {
 		before := paused()
 		k.offset.Add(int64(jump))
-		for _, s := range srv.shards { // a sweep that was due when the clock jumped
-			s.tick.Store(true)
-			s.wake()
+		for i := range srv.shards { // a sweep that was due when the clock jumped
+			srv.engine.Probe().WakeToSweep(i)
 		}
 		eventually(t, "the ticker to see the pause", func() bool { return paused() > before })
 		r, err := srv.Broadcast(t.Context(), Message{Data: []byte("1"), Wait: WaitSent})

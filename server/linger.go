@@ -4,6 +4,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 )
 
 // A topic lingers when its last subscriber has left: for Config.TopicLinger its
@@ -30,7 +32,7 @@ type lingerer struct {
 // lingerer, and its place in the map.
 const lingerCost = 160
 
-func (l *lingerer) cost() int64 { return lingerCost + int64(len(l.topic.name)) }
+func (l *lingerer) cost() int64 { return lingerCost + int64(len(l.topic.flow.Name)) }
 
 // lingerTotals are those of all stripes.
 type lingerTotals struct {
@@ -44,7 +46,7 @@ func (s *lingering) add(l *lingerer) {
 	if s.byName == nil {
 		s.byName = map[string]*lingerer{}
 	}
-	s.byName[l.topic.name] = l
+	s.byName[l.topic.flow.Name] = l
 	if l.earlier = s.last; l.earlier == nil {
 		s.first = l
 	} else {
@@ -55,7 +57,7 @@ func (s *lingering) add(l *lingerer) {
 }
 
 func (s *lingering) remove(l *lingerer) {
-	delete(s.byName, l.topic.name)
+	delete(s.byName, l.topic.flow.Name)
 	if len(s.byName) == 0 {
 		s.byName = nil // a map keeps the room of its largest size
 	}
@@ -78,11 +80,11 @@ func (s *lingering) remove(l *lingerer) {
 func (h *hub) lingerLocked(t *topic) {
 	cfg := &h.srv.cfg
 	if cfg.TopicLinger < 0 {
-		h.bus.Unsubscribe(t.name)
+		h.bus.Unsubscribe(t.flow.Name)
 		return
 	}
-	s := h.lingeringOf(t.name)
-	l := &lingerer{topic: *t, since: h.srv.kernel.Now()}
+	s := h.lingeringOf(t.flow.Name)
+	l := &lingerer{topic: *t, since: h.srv.engine.Now()}
 	s.add(l)
 	h.lingers.topics.Add(1)
 	h.lingers.bytes.Add(l.cost())
@@ -113,7 +115,7 @@ func (h *hub) unlingerLocked(s *lingering, l *lingerer) {
 
 func (h *hub) forgetLocked(s *lingering, l *lingerer) {
 	h.unlingerLocked(s, l)
-	h.bus.Unsubscribe(l.topic.name)
+	h.bus.Unsubscribe(l.topic.flow.Name)
 }
 
 // forget ends the numbering of topics that have lingered for long enough. The
@@ -137,5 +139,5 @@ func (h *hub) lingeringOf(name string) *lingering { return &h.lingering[h.topics
 
 // newTopic begins the numbering of a topic.
 func (h *hub) newTopic(name string) *topic {
-	return &topic{name: strings.Clone(name), born: h.epochs.Add(1)}
+	return &topic{flow: engine.Flow{Name: strings.Clone(name)}, born: h.epochs.Add(1)}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // subscribe has p subscribe to a topic after a position, and returns the
@@ -21,7 +22,7 @@ func (p *peer) subscribe(topic string, after wire.Position) (ok wire.Position, r
 	p.send(wstest.Text(fmt.Sprintf(`{"id":1,"subscribe":{"topic":%q,"after":%d,"epoch":%q}}`, topic, after.Seq, after.Epoch)))
 	p.s.run()
 	for i, f := range p.frames() {
-		e, err := wire.ParseEvent(f.Payload)
+		e, err := tocsin.ParseEvent(f.Payload)
 		switch {
 		case err == nil && i == 0 && e.OK != nil && e.OK.Recovered != nil:
 			ok, recovered = wire.Position{Seq: e.OK.Seq, Epoch: e.OK.Epoch}, *e.OK.Recovered
@@ -88,8 +89,8 @@ func TestOnlySubscriberComesBack(t *testing.T) {
 
 // pass lets d pass, with the ticker's look at what lingers.
 func (s *sim) pass(d time.Duration) {
-	s.time += d
-	s.srv.hub.forget(s.time)
+	s.Time += d
+	s.srv.hub.forget(s.Time)
 }
 
 // Topics that linger have a budget in bytes; over it those that linger longest
@@ -138,23 +139,23 @@ func TestLingeringIsExact(t *testing.T) {
 	}
 	model := map[string]*state{}
 	for range 5000 {
-		name := fmt.Sprint("t", s.rng.IntN(20))
+		name := fmt.Sprint("t", s.Rng.IntN(20))
 		m := model[name]
 		if m == nil {
 			m = &state{}
 			model[name] = m
 		}
-		if !m.on && m.epoch != "" && s.time-m.left >= s.srv.cfg.TopicLinger {
+		if !m.on && m.epoch != "" && s.Time-m.left >= s.srv.cfg.TopicLinger {
 			m.seq, m.epoch = 0, ""
 		}
-		switch s.rng.IntN(4) {
+		switch s.Rng.IntN(4) {
 		case 0:
 			s.publish(name, Message{Data: []byte("1")})
 			if m.epoch != "" {
 				m.seq++
 			}
 		case 1:
-			if len(s.slot(p).subs) > 0 && !m.on && s.slot(p).countSubs() < 100 {
+			if s.isOpen(p) && !m.on && s.session(p).topics() < 100 {
 				p.send(wstest.Text(fmt.Sprintf(`{"id":1,"subscribe":{"topic":%q}}`, name)))
 				s.run()
 				m.on = true
@@ -166,20 +167,20 @@ func TestLingeringIsExact(t *testing.T) {
 			if m.on {
 				p.send(wstest.Text(fmt.Sprintf(`{"id":1,"unsubscribe":{"topic":%q}}`, name)))
 				s.run()
-				m.on, m.left = false, s.time
+				m.on, m.left = false, s.Time
 			}
 		case 3:
-			s.pass(time.Duration(s.rng.Int64N(int64(10 * time.Second))))
+			s.pass(time.Duration(s.Rng.Int64N(int64(10 * time.Second))))
 			continue
 		}
-		p.out = nil
+		p.Out = nil
 		if at := s.topic(name); at.Seq != m.seq || at.Epoch != m.epoch {
 			t.Fatalf("%s is at %+v, want %d of %q", name, at, m.seq, m.epoch)
 		}
 	}
 	lingering := 0
 	for _, m := range model {
-		if !m.on && m.epoch != "" && s.time-m.left < s.srv.cfg.TopicLinger {
+		if !m.on && m.epoch != "" && s.Time-m.left < s.srv.cfg.TopicLinger {
 			lingering++
 		}
 	}
@@ -237,11 +238,11 @@ func TestBusSubscriptionsPair(t *testing.T) {
 		s.srv.hub.bus = bus
 		peers := []*peer{s.dial("/ws"), s.dial("/ws")}
 		for range 2000 {
-			verb := []string{"subscribe", "unsubscribe"}[s.rng.IntN(2)]
-			i := s.rng.IntN(len(peers))
-			peers[i].send(wstest.Text(fmt.Sprintf(`{"id":1,%q:{"topic":"%d"}}`, verb, s.rng.IntN(100))))
+			verb := []string{"subscribe", "unsubscribe"}[s.Rng.IntN(2)]
+			i := s.Rng.IntN(len(peers))
+			peers[i].send(wstest.Text(fmt.Sprintf(`{"id":1,%q:{"topic":"%d"}}`, verb, s.Rng.IntN(100))))
 			s.run()
-			switch s.rng.IntN(20) {
+			switch s.Rng.IntN(20) {
 			case 0:
 				s.pass(time.Second)
 			case 1:

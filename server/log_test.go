@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -85,9 +86,9 @@ func TestDebugLogFollowsAClient(t *testing.T) {
 // What a client is told names no setting, no Go field and no package; the
 // operator's log does.
 func TestClientsAreToldNoKnobs(t *testing.T) {
-	texts := []string{textFull}
-	for _, text := range cutTexts {
-		texts = append(texts, text)
+	texts := []string{engine.TextFull}
+	for _, cut := range engine.Cuts() {
+		texts = append(texts, cut.Text())
 	}
 	for _, err := range []error{ErrTooBig, ErrBusy, ErrClosed, ErrBadMessage, ErrReused, ErrNoAck, ErrNobody, errors.New("bus: no route to 10.0.0.1")} {
 		texts = append(texts, publishError(fmt.Errorf("publish: %w", err)).Message)

@@ -18,8 +18,8 @@ type onces struct{ backends, clients once }
 // once is one of them. Entries live for onceWindow; over the budget the oldest
 // go early.
 type once struct {
-	kernel kernel // static
-	budget int64  // static, bytes
+	now    func() time.Duration // static
+	budget int64                // static, bytes
 
 	mu      sync.Mutex
 	seen    map[onceKey]*onceEntry
@@ -60,11 +60,11 @@ type onceEntry struct {
 	err     error
 }
 
-func newOnces(k kernel, budget int64) onces {
+func newOnces(now func() time.Duration, budget int64) onces {
 	clients := budget / 4
 	return onces{
-		backends: once{kernel: k, budget: budget - clients, seen: map[onceKey]*onceEntry{}},
-		clients:  once{kernel: k, budget: clients, seen: map[onceKey]*onceEntry{}},
+		backends: once{now: now, budget: budget - clients, seen: map[onceKey]*onceEntry{}},
+		clients:  once{now: now, budget: clients, seen: map[onceKey]*onceEntry{}},
 	}
 }
 
@@ -142,7 +142,7 @@ func (srv *Server) awaitOnce(ctx context.Context, e *onceEntry, again bool) (Rec
 
 // enter returns the entry of key, and whether it was there already.
 func (o *once) enter(key onceKey, hash [sha256.Size]byte) (e *onceEntry, again bool, err error) {
-	now := o.kernel.Now()
+	now := o.now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if e = o.seen[key]; e != nil && now-e.born < onceWindow {
@@ -170,7 +170,7 @@ func (o *once) placed(e *onceEntry, s sending, err error) {
 		o.forgetLocked(e)
 	} else {
 		e.sent = &s
-		o.resizeLocked(e, s.out.cost, len(s.out.devices))
+		o.resizeLocked(e, s.out.cost, len(s.out.To))
 	}
 	close(e.placed)
 }

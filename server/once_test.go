@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // gone is the context of a requester who has left.
@@ -30,7 +32,7 @@ func (p *peer) messages() map[string]int {
 	p.s.t.Helper()
 	got := map[string]int{}
 	for _, f := range p.frames() {
-		e, err := wire.ParseEvent(f.Payload)
+		e, err := tocsin.ParseEvent(f.Payload)
 		if f.Op != ws.OpText || err != nil || e.Message == nil {
 			p.s.t.Fatalf("got %v", f)
 		}
@@ -48,7 +50,7 @@ var ways = map[string]func(*Server, context.Context, Message) (Receipt, error){
 	"broadcast": func(srv *Server, ctx context.Context, m Message) (Receipt, error) { return srv.Broadcast(ctx, m) },
 	"batch": func(srv *Server, ctx context.Context, m Message) (Receipt, error) {
 		// A batch whose requester has left sends nothing; this one leaves later.
-		b := &batch{srv: srv, items: []BatchItem{{Topic: "t", Message: m}}, mail: make([][]item, len(srv.shards)), results: make([]BatchResult, 1)}
+		b := &batch{srv: srv, items: []BatchItem{{Topic: "t", Message: m}}, mail: srv.engine.NewMail(), results: make([]BatchResult, 1)}
 		if err := b.add(context.Background(), 0, &b.items[0]); err != nil {
 			return Receipt{}, err
 		}
@@ -88,9 +90,9 @@ func TestRetryGetsTheReceiptOfARequesterWhoLeft(t *testing.T) {
 			}
 			// Beyond the window it is another message.
 			for _, forget := range []bool{false, true} {
-				s.time += onceWindow
+				s.Time += onceWindow
 				if forget {
-					s.srv.once.forget(s.time)
+					s.srv.once.forget(s.Time)
 				}
 				if r, err := send(s.srv, gone(t), m); !errors.Is(err, context.Canceled) || r.Duplicate || r.ID == first.ID {
 					t.Errorf("after the window: %+v, %v", r, err)
@@ -100,7 +102,7 @@ func TestRetryGetsTheReceiptOfARequesterWhoLeft(t *testing.T) {
 					t.Errorf("after the window a client got %v", got)
 				}
 			}
-			s.srv.once.forget(s.time + onceWindow)
+			s.srv.once.forget(s.Time + onceWindow)
 			if bytes, evicted := s.srv.once.usage(); bytes != 0 || evicted != 0 || len(s.srv.once.backends.seen) != 0 || s.srv.publishBytes.Load() != 0 {
 				t.Errorf("%d bytes of keys left, %d evicted, %d bytes on their way", bytes, evicted, s.srv.publishBytes.Load())
 			}
@@ -168,11 +170,11 @@ func TestRefusedPublishCanBeTriedAgain(t *testing.T) {
 		if _, err := send(s.srv, t.Context(), bad); !errors.Is(err, ErrBadMessage) {
 			t.Errorf("%s of no JSON: %v", name, err)
 		}
-		s.srv.closed.Store(true)
+		s.probe.SetClosed(true)
 		if _, err := send(s.srv, t.Context(), m); !errors.Is(err, ErrClosed) {
 			t.Errorf("%s after the end: %v", name, err)
 		}
-		s.srv.closed.Store(false)
+		s.probe.SetClosed(false)
 	}
 	if _, err := ways["push"](s.srv, t.Context(), m); !errors.Is(err, ErrNobody) {
 		t.Errorf("to nobody: %v", err)
@@ -184,12 +186,10 @@ func TestRefusedPublishCanBeTriedAgain(t *testing.T) {
 	p := s.dial("/ws?user=ann")
 	m.IdempotencyKey = "late"
 	p.hangUp()
+	s.srv.engine.Close(p.Ref, wire.CloseNormal, "")
 	if _, err := ways["push"](s.srv, gone(t), m); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	s.srv.post(p.ref, item{kind: itemClose, x: closing{wire.CloseNormal, ""}})
-	sh := s.srv.shards[0]
-	sh.inbox.items[0], sh.inbox.items[1] = sh.inbox.items[1], sh.inbox.items[0]
 	s.run()
 	if r, err := ways["push"](s.srv, t.Context(), m); !errors.Is(err, ErrNobody) {
 		t.Errorf("to one who has left: %+v, %v", r, err)
@@ -218,7 +218,7 @@ func TestKeysAreBoundedInBytes(t *testing.T) {
 	for range devices {
 		s.dial("/ws?user=ann&format=raw")
 	}
-	s.sink = true
+	s.Sink = true
 	push := ways["push"]
 	n := size(10_000)
 	key := func(i int) Message {
@@ -252,7 +252,7 @@ func TestKeysAreBoundedInBytes(t *testing.T) {
 		t.Error("the newest is forgotten")
 	}
 	s.run()
-	s.srv.once.forget(s.time + onceWindow)
+	s.srv.once.forget(s.Time + onceWindow)
 	if bytes, _ := s.srv.once.usage(); bytes != 0 || len(s.srv.once.backends.seen) != 0 {
 		t.Errorf("%d bytes of %d keys after the window", bytes, len(s.srv.once.backends.seen))
 	}
@@ -279,7 +279,7 @@ func TestKeyEvictedOnItsWay(t *testing.T) {
 	if bytes, evicted := s.srv.once.usage(); evicted == 0 || bytes > 5000 || bytes <= 0 {
 		t.Errorf("%d bytes, %d evicted", bytes, evicted)
 	}
-	s.srv.once.forget(s.time + onceWindow)
+	s.srv.once.forget(s.Time + onceWindow)
 	if bytes, _ := s.srv.once.usage(); bytes != 0 {
 		t.Errorf("%d bytes at the end", bytes)
 	}
@@ -449,7 +449,7 @@ func TestKeysBelongToTheirCaller(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if e, err := wire.ParseEvent(f.Payload); err == nil && e.ID == 1 {
+			if e, err := tocsin.ParseEvent(f.Payload); err == nil && e.ID == 1 {
 				if e.Error != nil {
 					return string(e.Error.Code)
 				}
@@ -497,7 +497,7 @@ func TestClientsDoNotPushOutBackendsKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 10_000 {
-		client := Conn{s.srv, ref(i % 7), []string{"", "ann"}[i%2]}
+		client := Conn{s.srv, engine.Ref(i % 7), []string{"", "ann"}[i%2]}
 		if _, err := s.srv.publishFrom(client, "junk", Message{Data: []byte("1"), ID: fmt.Sprint(i)}); err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ package server
 
 import (
 	"fmt"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"io"
 	"math"
 	"net"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // data returns the payloads of the messages that have come, gaps as
@@ -27,7 +29,7 @@ func (p *peer) data() (got []string, code wire.CloseCode) {
 			code = f.CloseCode()
 			continue
 		}
-		e, err := wire.ParseEvent(f.Payload)
+		e, err := tocsin.ParseEvent(f.Payload)
 		if err == nil && e.Gap != nil {
 			got = append(got, fmt.Sprintf("%s:%d-%d", e.Gap.Reason, e.Gap.From, e.Gap.To))
 			continue
@@ -62,7 +64,7 @@ func TestOverflow(t *testing.T) {
 		code  wire.CloseCode
 		drops map[string]uint64
 	}{
-		{"all", "[]", wire.CloseSlow, map[string]uint64{"overflow": 1, "gone": 5}}, // and not sent to any more
+		{"all", "[]", wire.CloseSlow, map[string]uint64{"overflow": 1, "gone": 4}}, // and not sent to any more
 		{"old", "[overflow:1-16 16 17 18 19]", 0, map[string]uint64{"overflow": 16}},
 		{"new", "[collapsed:1-18 18 19]", 0, map[string]uint64{"collapsed": 18}},
 	} {
@@ -104,7 +106,7 @@ func TestTTL(t *testing.T) {
 	}
 	s.publish("t", Message{Data: []byte("3")})
 	s.publish("t", Message{Data: []byte("4"), TTL: time.Minute})
-	s.time += 2 * time.Second
+	s.Time += 2 * time.Second
 	p.drain(-1)
 	s.run()
 	s.check()
@@ -122,7 +124,7 @@ func TestTTL(t *testing.T) {
 	if _, err := s.srv.Publish(t.Context(), "t", Message{Data: []byte("6"), TTL: time.Second}); err != nil {
 		t.Fatal(err)
 	}
-	s.time += time.Second
+	s.Time += time.Second
 	s.run()
 	if got, _ := p.data(); fmt.Sprint(got) != "[ttl:7-7]" {
 		t.Errorf("got %v, a second late", got)
@@ -143,7 +145,7 @@ func TestQueueOfOldMessages(t *testing.T) {
 		}
 		s.publish([]string{"a", "b"}[i%2], m)
 	}
-	s.time += 2 * time.Second
+	s.Time += 2 * time.Second
 	p.drain(-1)
 	s.run()
 	s.check()
@@ -160,7 +162,7 @@ func TestGapDoesNotSpanEpochs(t *testing.T) {
 	for _, at := range []Position{{8, "x"}, {9, "x"}, {1, "y"}, {2, "y"}} {
 		s.srv.hub.deliver(Publication{Topic: "t", Message: Message{Data: []byte("1"), TTL: time.Second}}, at)
 	}
-	s.time += time.Second
+	s.Time += time.Second
 	s.run()
 	if got, _ := p.data(); fmt.Sprint(got) != "[ttl:8-9 ttl:1-2]" {
 		t.Errorf("got %v", got)
@@ -191,23 +193,21 @@ func TestWalksOutliveAPanic(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	q.ends = true // sending fails, and so q leaves its topic
-	func() {
-		defer func() {
-			if recover() == nil {
-				t.Fatal("nothing panicked")
-			}
-		}()
-		s.turn(s.srv.shards[0])
-	}()
+	q.Ends = true // sending fails, and so q leaves its topic
+	s.WantPanics = 1
+	s.turn(0)
+	if s.WantPanics != 0 {
+		t.Fatal("nothing panicked")
+	}
 	for _, topic := range []string{"a", "c", "a", "c"} {
 		if _, err := s.srv.Publish(t.Context(), topic, Message{Data: []byte("2")}); err != nil {
 			t.Fatal(err)
 		}
 		s.run()
 	}
-	if got, _ := p.data(); len(got) != 6 || s.srv.shards[0].paced != 0 || s.srv.Stats().PublishBytes > 1000 {
-		t.Errorf("got %v, %d paced walks, %d bytes on their way", got, s.srv.shards[0].paced, s.srv.Stats().PublishBytes)
+	_, paced := s.probe.Walks(0)
+	if got, _ := p.data(); len(got) != 6 || paced != 0 || s.srv.Stats().PublishBytes > 1000 {
+		t.Errorf("got %v, %d paced walks, %d bytes on their way", got, paced, s.srv.Stats().PublishBytes)
 	}
 }
 
@@ -249,13 +249,13 @@ func TestGapIsEncodedOnce(t *testing.T) {
 		for range subscribers {
 			s.dial("/ws?topics=hot")
 		}
-		s.sink = true
+		s.Sink = true
 		return testing.AllocsPerRun(20, func() {
 			if _, err := s.srv.Publish(t.Context(), "hot", Message{Data: []byte("1"), TTL: time.Second}); err != nil {
 				t.Fatal(err)
 			}
-			s.time += time.Second
-			s.turn(s.srv.shards[0])
+			s.Time += time.Second
+			s.turn(0)
 		})
 	}
 	few, many := cost(10), cost(size(1500))
@@ -311,11 +311,11 @@ func TestNewestValueArrivesOrIsTold(t *testing.T) {
 					p.drain(10)
 					s.publish("price", Message{Data: fmt.Appendf(nil, "%-900d", 0)})
 				}
-				before := s.srv.shards[0].count.deliveries.Load()
+				before := s.srv.Stats().Deliveries
 				for i := range 5 {
 					s.publish("price", Message{Data: fmt.Appendf(nil, "%-800d", i)})
 				}
-				if n := s.srv.shards[0].count.deliveries.Load(); n != before {
+				if n := s.srv.Stats().Deliveries; n != before {
 					t.Fatalf("%d messages had room", n-before)
 				}
 				p.drain(-1)
@@ -365,7 +365,7 @@ func TestTooManyGapsCut(t *testing.T) {
 	p := s.open()
 	p.write([]byte(wstest.Request("tocsin.test", "/ws", wstest.NewKey())))
 	s.run()
-	p.out = nil
+	p.Out = nil
 	for i, topic := range topics {
 		p.send(wstest.Text(fmt.Sprintf(`{"id":%d,"subscribe":{"topic":%q}}`, i+1, topic)))
 	}
@@ -375,7 +375,7 @@ func TestTooManyGapsCut(t *testing.T) {
 	for _, topic := range topics {
 		s.publish(topic, Message{Data: fmt.Appendf(nil, "%-900d", 0)})
 	}
-	if n := s.srv.Stats().Cuts["outbox"]; n != 1 || s.srv.Stats().OutboxBytes > 1000+maxGaps {
+	if n := s.srv.Stats().Cuts["outbox"]; n != 1 || s.srv.Stats().OutboxBytes > 1000+engine.MaxGaps {
 		t.Errorf("%d cuts, %d bytes wait", n, s.srv.Stats().OutboxBytes)
 	}
 }
@@ -454,16 +454,16 @@ func TestRateBelowTheNumberOfShards(t *testing.T) {
 	if _, err := s.srv.Broadcast(t.Context(), Message{Data: []byte("1"), Rate: rate}); err != nil {
 		t.Fatal(err)
 	}
-	for start, came := s.time, 0; came < len(peers); s.time += tickEvery {
+	for start, came := s.Time, 0; came < len(peers); s.Time += engine.TickEvery {
 		s.run()
 		came = 0
 		for _, p := range peers {
-			if len(p.out) > 0 {
+			if len(p.Out) > 0 {
 				came++
 			}
 		}
-		if want := min(len(peers), int((s.time-start)*rate/time.Second)+1); came != want {
-			t.Fatalf("after %s of a broadcast at %d a second %d have it, want %d", s.time-start, rate, came, want)
+		if want := min(len(peers), int((s.Time-start)*rate/time.Second)+1); came != want {
+			t.Fatalf("after %s of a broadcast at %d a second %d have it, want %d", s.Time-start, rate, came, want)
 		}
 	}
 	s.check()

@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/base32"
 	"fmt"
 	"math"
 	"strconv"
+	"sync/atomic"
 	"time"
 
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -105,7 +106,7 @@ func (srv *Server) refused(v verb, err error) error {
 	if err == nil {
 		return nil
 	}
-	srv.stats.publishRejected(err)
+	srv.counts.publishRejected(err)
 	return fmt.Errorf("%s: %w", v, err)
 }
 
@@ -124,7 +125,7 @@ func (srv *Server) begin(ctx context.Context, a *address, m *Message, b *batch) 
 	if b != nil {
 		b.valid = m.Data
 	}
-	if srv.draining.Load() && srv.conns.Load() == 0 || srv.closed.Load() {
+	if srv.engine.Ended() {
 		return sending{}, ErrClosed
 	}
 	key := cmp.Or(m.IdempotencyKey, m.ID)
@@ -156,12 +157,12 @@ func (srv *Server) place(ctx context.Context, a *address, m *Message, b *batch) 
 	case verbPublish:
 		at, err = srv.hub.bus.Publish(ctx, Publication{Topic: a.topic, Message: *m, out: out})
 		if err == nil && !out.taken.Swap(true) {
-			srv.delivered(out) // nobody here, or it will come from elsewhere
+			out.Delivered() // nobody here, or it will come from elsewhere
 		}
 	case verbPush:
 		err = srv.push(out, a.to, m, b)
 	case verbBroadcast:
-		about = int(srv.opened.Load())
+		about = srv.engine.Connections()
 		srv.broadcast(out, m)
 	}
 	if err != nil {
@@ -170,33 +171,31 @@ func (srv *Server) place(ctx context.Context, a *address, m *Message, b *batch) 
 		}
 		return sending{}, err
 	}
-	srv.stats.published.Add(1)
+	srv.counts.published.Add(1)
 	return sending{id: m.ID, at: at, wait: m.Wait, about: about, out: out}, nil
 }
 
 // push gives out to every connection of a target.
 func (srv *Server) push(out *message, to Target, m *Message, b *batch) error {
-	var few [4]ref
+	var few [4]engine.Ref
 	refs := srv.resolve(few[:0], to)
 	if len(refs) == 0 {
 		return fmt.Errorf("%w: %s has no connection", ErrNobody, to)
 	}
-	out.encode(&wire.Message{Topic: wire.UserTopic, ID: m.ID, Urgency: m.Urgency, Ack: m.Wait == WaitAck, Data: m.Data}, srv.hub.raw.Load() > 0)
-	out.subscribers.Store(int32(len(refs)))
-	out.devices = make([]deviceNote, len(refs))
-	out.pending.Store(int32(len(refs)))
+	srv.engine.Encode(&out.Parcel, wire.Message{Topic: wire.UserTopic, ID: m.ID, Urgency: m.Urgency, Ack: m.Wait == WaitAck, Data: m.Data}, false)
+	out.Share(len(refs), len(refs))
+	out.To = make([]engine.Address, len(refs))
 	for i, r := range refs {
-		out.devices[i] = deviceNote{ref: r, status: StatusPending}
+		out.To[i].Ref = r
 	}
 	if m.Wait == WaitAck {
 		out.acks = srv.acks.expect(m.ID, refs, m.AckTimeout)
 	}
-	for i, r := range refs {
-		it := item{kind: itemDirect, m: out, device: int32(i)}
+	for i := range refs {
 		if b != nil {
-			b.post(r, it)
+			b.mail.SendOne(&out.Parcel, i)
 		} else {
-			srv.post(r, it)
+			srv.engine.SendOne(&out.Parcel, i)
 		}
 	}
 	return nil
@@ -204,12 +203,8 @@ func (srv *Server) push(out *message, to Target, m *Message, b *batch) error {
 
 // broadcast gives out to every shard.
 func (srv *Server) broadcast(out *message, m *Message) {
-	out.encode(&wire.Message{Topic: wire.AllTopic, ID: m.ID, Urgency: m.Urgency, Data: m.Data}, srv.hub.raw.Load() > 0)
-	out.pending.Store(int32(len(srv.shards)))
-	for _, s := range srv.shards {
-		s.inbox.append(item{kind: itemAll, m: out})
-		s.wake()
-	}
+	srv.engine.Encode(&out.Parcel, wire.Message{Topic: wire.AllTopic, ID: m.ID, Urgency: m.Urgency, Data: m.Data}, true)
+	srv.engine.SendAll(&out.Parcel)
 }
 
 // await waits as the message asks and returns its receipt. The error of a
@@ -219,7 +214,7 @@ func (srv *Server) await(ctx context.Context, s *sending) (Receipt, error) {
 		return srv.awaitOnce(ctx, s.entry, s.again)
 	}
 	out := s.out
-	r := Receipt{ID: s.id, Seq: s.at.Seq, Epoch: s.at.Epoch, Subscribers: max(s.about, int(out.subscribers.Load()))}
+	r := Receipt{ID: s.id, Seq: s.at.Seq, Epoch: s.at.Epoch, Subscribers: max(s.about, out.Total())}
 	if s.wait == WaitNone {
 		return r, nil
 	}
@@ -230,9 +225,9 @@ func (srv *Server) await(ctx context.Context, s *sending) (Receipt, error) {
 	case out.allGone():
 		err = fmt.Errorf("%w: every connection has ended", ErrNobody)
 	case out.acks != nil:
-		for _, d := range out.devices {
-			if d.status == StatusDropped {
-				srv.acks.giveUp(out.acks, d.ref)
+		for _, to := range out.To {
+			if to.Status == engine.Dropped {
+				srv.acks.giveUp(out.acks, to.Ref)
 			}
 		}
 		if err = srv.wait(ctx, out.acks.end); err != nil {
@@ -267,29 +262,36 @@ func (srv *Server) wait(ctx context.Context, done <-chan struct{}) (err error) {
 // allGone reports whether m is a push and none of its connections is there
 // any more.
 func (m *message) allGone() bool {
-	for _, d := range m.devices {
-		if !d.gone {
+	for _, to := range m.To {
+		if !to.Gone {
 			return false
 		}
 	}
-	return len(m.devices) > 0
+	return len(m.To) > 0
+}
+
+var statuses = [...]DeviceStatus{
+	engine.Pending: StatusPending,
+	engine.Written: StatusWritten,
+	engine.Queued:  StatusQueued,
+	engine.Dropped: StatusDropped,
 }
 
 // fill completes the receipt of a message that all shards have walked.
 func (m *message) fill(srv *Server, r *Receipt) {
-	r.Subscribers = int(m.subscribers.Load())
-	r.Written, r.Queued, r.Dropped = m.outcome.read()
-	if len(m.devices) == 0 {
+	r.Subscribers = m.Total()
+	r.Written, r.Queued, r.Dropped = m.Outcome()
+	if len(m.To) == 0 {
 		return
 	}
-	r.Devices = make([]Device, len(m.devices))
-	ids := make([]byte, 0, (len(m.devices)+1)*idLength) // append needs a little room behind the last one
-	for i, d := range m.devices {
-		r.Devices[i].Status = d.status
-		if m.acks != nil && srv.acks.has(m.acks, d.ref) {
+	r.Devices = make([]Device, len(m.To))
+	ids := make([]byte, 0, (len(m.To)+1)*idLength) // append needs a little room behind the last one
+	for i, to := range m.To {
+		r.Devices[i].Status = statuses[to.Status]
+		if m.acks != nil && srv.acks.has(m.acks, to.Ref) {
 			r.Devices[i].Status = StatusAcked
 		}
-		ids = srv.ids.append(ids, d.ref)
+		ids = srv.ids.append(ids, to.Ref)
 	}
 	all := string(ids)
 	for i := range r.Devices {
@@ -333,13 +335,33 @@ func (srv *Server) check(m *Message, valid bool) error {
 // costOf is what m takes of the publish budget.
 func costOf(m *Message) int64 { return int64(len(m.Data)) + 512 }
 
+// message is a [Message] on its way.
+type message struct {
+	engine.Parcel
+	srv   *Server
+	cost  int64         // what it takes of the publish budget
+	taken atomic.Bool   // it is on its way to shards, or was given up
+	done  chan struct{} // closed when it was delivered; nil if nobody waits
+	acks  *ackWait      // of a push that waits for them
+}
+
 // newMessage makes what shards pass on; encode gives it its bytes.
 func (srv *Server) newMessage(m *Message) *message {
-	out := &message{key: m.CollapseKey, rate: m.Rate, cost: costOf(m), began: srv.kernel.Now()}
+	out := &message{srv: srv, cost: costOf(m)}
+	out.Owner, out.Key, out.Rate, out.Began = out, m.CollapseKey, m.Rate, srv.engine.Now()
 	if m.TTL > 0 {
-		out.expires = out.began + min(m.TTL, math.MaxInt64-out.began)
+		out.Expires = out.Began + min(m.TTL, math.MaxInt64-out.Began)
 	}
 	return out
+}
+
+// Delivered implements engine.Owner: no shard has m any more.
+func (m *message) Delivered() {
+	m.srv.release(m.cost)
+	if m.done != nil {
+		m.srv.counts.fanout.Observe(m.srv.engine.Now() - m.Began)
+		close(m.done)
+	}
 }
 
 // reserve takes n bytes of the publish budget, if it has them.
@@ -371,110 +393,15 @@ func (srv *Server) wakeBatch() {
 	}
 }
 
-// delivered is called once for each message, when no shard has it any more.
-func (srv *Server) delivered(m *message) {
-	srv.release(m.cost)
-	if m.done != nil {
-		srv.stats.fanout.observe(srv.kernel.Now() - m.began)
-		close(m.done)
-	}
-}
-
 // newID returns a message id that no other message has.
 func (srv *Server) newID() string {
 	var b [32]byte
 	return string(strconv.AppendUint(append(b[:0], srv.idPrefix...), srv.idNext.Add(1), 36))
 }
 
-func randomName() string {
+// randomName returns a name that no other process has.
+func (srv *Server) randomName() string {
 	var b [5]byte
-	rand.Read(b[:])
+	srv.engine.Rand(b[:])
 	return base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(b[:])
-}
-
-// String describes the target for an error message.
-func (t Target) String() string {
-	if t.User != "" {
-		return fmt.Sprintf("user %q", t.User)
-	}
-	return fmt.Sprintf("conn %q", t.Conn)
-}
-
-func (t Target) check() error {
-	if (t.User == "") == (t.Conn == "") {
-		return fmt.Errorf("%w: give either user or conn", ErrBadMessage)
-	}
-	if t.User != "" {
-		if err := wire.CheckUser(t.User); err != nil {
-			return fmt.Errorf("%w: %s", ErrBadMessage, err.Message)
-		}
-	}
-	return nil
-}
-
-// resolve appends the connections that t names to dst. Some of them may have
-// ended meanwhile.
-func (srv *Server) resolve(dst []ref, t Target) []ref {
-	if t.User != "" {
-		return srv.hub.devices(dst, t.User)
-	}
-	if r, ok := srv.ids.parse(t.Conn); ok {
-		dst = append(dst, r)
-	}
-	return dst
-}
-
-// post leaves it in the inbox of the shard that r belongs to.
-func (srv *Server) post(r ref, it item) {
-	it.ref = r
-	s := srv.shards[shardOf(r.fd(), len(srv.shards))]
-	s.inbox.append(it)
-	s.wake()
-}
-
-// Disconnect closes the connections of a target and returns how many it asked
-// to close. Code must be 1000 or 3000 to 4999; 0 means 3503, which tells clients
-// to stay away. An empty reason means the code's own words. Errors wrap
-// [ErrNobody] or [ErrBadMessage].
-func (srv *Server) Disconnect(_ context.Context, to Target, code wire.CloseCode, reason string) (int, error) {
-	setDefault(&code, wire.CloseForceDisconnect)
-	if !code.ForApps() {
-		return 0, fmt.Errorf("disconnect: %w: code is %d, it must be 1000 or 3000 to 4999", ErrBadMessage, code)
-	}
-	if reason == "" {
-		reason = code.String()
-	}
-	if err := to.check(); err != nil {
-		return 0, fmt.Errorf("disconnect: %w", err)
-	}
-	refs := srv.resolve(nil, to)
-	if len(refs) == 0 {
-		return 0, fmt.Errorf("disconnect: %w: %s has no connection", ErrNobody, to)
-	}
-	for _, r := range refs {
-		srv.post(r, item{kind: itemClose, x: closing{code, reason}})
-	}
-	return len(refs), nil
-}
-
-// User returns the ids of the user's connections, none if there are none.
-func (srv *Server) User(name string) []string {
-	var conns []string
-	for _, r := range srv.hub.devices(nil, name) {
-		conns = append(conns, string(srv.ids.append(nil, r)))
-	}
-	return conns
-}
-
-// Topic returns where a topic stands and how many connections are subscribed
-// to it; ok is false if none is, nor was for Config.TopicLinger.
-func (srv *Server) Topic(name string) (at Position, subscribers int, ok bool) {
-	st := srv.hub.topics.stripe(name)
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	t := srv.hub.findLocked(st, name)
-	if t == nil {
-		return Position{}, 0, false
-	}
-	return Position(srv.hub.position(t)), int(t.n), true
 }

@@ -5,6 +5,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"os"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // simClient is what a peer of a simulation knows, and so can insist on.
@@ -72,7 +74,7 @@ func (c *simClient) read() {
 
 func (c *simClient) event(f wstest.Frame) {
 	t := c.s.t
-	e, err := wire.ParseEvent(f.Payload)
+	e, err := tocsin.ParseEvent(f.Payload)
 	switch {
 	case err != nil:
 		t.Fatalf("%v in %v", err, f)
@@ -87,7 +89,7 @@ func (c *simClient) event(f wstest.Frame) {
 		}
 	case e.Message != nil && e.Message.Topic == wire.AllTopic:
 	case e.Message != nil && e.Message.Topic == wire.UserTopic:
-		if want := fmt.Sprint(uint64(c.ref)); string(e.Message.Data) != want {
+		if want := fmt.Sprint(uint64(c.Ref)); string(e.Message.Data) != want {
 			t.Fatalf("connection %s was sent what is for %s", want, e.Message.Data)
 		}
 	case e.Message != nil:
@@ -121,14 +123,14 @@ func (s *sim) begin(a *address, m *Message) {
 
 // batch sends some pushes, to the living and the dead, and some publishes.
 func (s *sim) batch(clients []*simClient) {
-	items := make([]BatchItem, 1+s.rng.IntN(20))
+	items := make([]BatchItem, 1+s.Rng.IntN(20))
 	for i := range items {
-		if s.rng.IntN(2) == 0 {
-			items[i] = BatchItem{Topic: simTopics[s.rng.IntN(len(simTopics))], Message: Message{Data: []byte("1")}}
+		if s.Rng.IntN(2) == 0 {
+			items[i] = BatchItem{Topic: simTopics[s.Rng.IntN(len(simTopics))], Message: Message{Data: []byte("1")}}
 			continue
 		}
-		r := clients[s.rng.IntN(len(clients))].ref
-		items[i] = BatchItem{To: Target{Conn: string(s.srv.ids.append(nil, r))}, Message: Message{Data: fmt.Append(nil, uint64(r))}}
+		r := clients[s.Rng.IntN(len(clients))].Ref
+		items[i] = BatchItem{To: Target{Conn: s.srv.ids.name(r)}, Message: Message{Data: fmt.Append(nil, uint64(r))}}
 	}
 	for _, r := range s.srv.Batch(s.t.Context(), items) {
 		if r.Err != nil {
@@ -139,14 +141,14 @@ func (s *sim) batch(clients []*simClient) {
 
 // step does one random thing.
 func (s *sim) step(clients []*simClient) {
-	topic := simTopics[s.rng.IntN(len(simTopics))]
-	c := clients[s.rng.IntN(len(clients))]
-	talks := !c.gone && !c.eof && !c.closed
-	switch k := s.rng.IntN(100); {
+	topic := simTopics[s.Rng.IntN(len(simTopics))]
+	c := clients[s.Rng.IntN(len(clients))]
+	talks := !c.Gone && !c.EOF && !c.closed
+	switch k := s.Rng.IntN(100); {
 	case k < 40:
-		m := Message{Data: []byte(`"` + strings.Repeat("x", s.rng.IntN(400)) + `"`), CollapseKey: strconv.Itoa(s.rng.IntN(2))}
-		if s.rng.IntN(10) == 0 {
-			m.TTL = time.Duration(1 + s.rng.IntN(int(time.Second)))
+		m := Message{Data: []byte(`"` + strings.Repeat("x", s.Rng.IntN(400)) + `"`), CollapseKey: strconv.Itoa(s.Rng.IntN(2))}
+		if s.Rng.IntN(10) == 0 {
+			m.TTL = time.Duration(1 + s.Rng.IntN(int(time.Second)))
 		}
 		if strings.HasPrefix(topic, "all/") {
 			m.TTL = 0
@@ -154,8 +156,8 @@ func (s *sim) step(clients []*simClient) {
 		s.begin(&address{verb: verbPublish, topic: topic}, &m)
 	case k < 42:
 		m := Message{Data: []byte("1")}
-		if s.rng.IntN(4) == 0 {
-			m.Rate, m.TTL = 1+s.rng.IntN(50), time.Duration(s.rng.IntN(int(2*time.Second)))
+		if s.Rng.IntN(4) == 0 {
+			m.Rate, m.TTL = 1+s.Rng.IntN(50), time.Duration(s.Rng.IntN(int(2*time.Second)))
 		}
 		s.begin(&address{verb: verbBroadcast}, &m)
 	case k < 43:
@@ -168,29 +170,29 @@ func (s *sim) step(clients []*simClient) {
 		c.command("ping", "")
 	case k < 60 && talks:
 		c.send(wstest.Ping("p"))
-	case k < 70 && !c.gone:
-		c.drain(s.rng.IntN(1000))
-	case k < 80 && !c.gone:
+	case k < 70 && !c.Gone:
+		c.drain(s.Rng.IntN(1000))
+	case k < 80 && !c.Gone:
 		c.drain(-1)
 	case k < 81 && talks:
 		c.closed = true
 		c.send(wstest.Close(wire.CloseNormal, ""))
-	case k < 82 && !c.gone && !c.eof:
+	case k < 82 && !c.Gone && !c.EOF:
 		c.hangUp()
 	case k < 85: // to the living and the dead
-		to := Target{Conn: string(s.srv.ids.append(nil, c.ref))}
-		s.begin(&address{verb: verbPush, to: to}, &Message{Data: fmt.Append(nil, uint64(c.ref))})
-		if n := len(s.order); s.rng.IntN(8) == 0 && n > 0 {
-			dead := s.order[s.rng.IntN(n)].ref - 1<<32
-			s.srv.post(dead, item{kind: itemClose, x: closing{wire.CloseForceDisconnect, "not you"}})
+		to := Target{Conn: s.srv.ids.name(c.Ref)}
+		s.begin(&address{verb: verbPush, to: to}, &Message{Data: fmt.Append(nil, uint64(c.Ref))})
+		if n := len(s.order); s.Rng.IntN(8) == 0 && n > 0 {
+			dead := s.order[s.Rng.IntN(n)].Ref - 1<<32
+			s.srv.engine.Close(dead, wire.CloseForceDisconnect, "not you")
 		}
 	case k < 86:
-		s.stale = append(s.stale, netpoll.Event{Key: uint64(c.ref), Readable: true, Writable: true})
+		s.Stale(netpoll.Event{Key: uint64(c.Ref), Readable: true, Writable: true})
 	case k < 90:
-		s.sweep(time.Duration(s.rng.IntN(int(2 * time.Second))))
-		s.srv.hub.forget(s.time)
+		s.sweep(time.Duration(s.Rng.IntN(int(2 * time.Second))))
+		s.srv.hub.forget(s.Time)
 	default:
-		s.turn(s.srv.shards[s.rng.IntN(len(s.srv.shards))])
+		s.turn(s.Rng.IntN(len(s.srv.shards)))
 	}
 }
 
@@ -214,7 +216,7 @@ func TestSim(t *testing.T) {
 
 func simulate(t *testing.T, seed uint64) {
 	s := newSim(t, seed, simConfig())
-	s.cutReads = seed%2 == 0
+	s.CutReads = seed%2 == 0
 	clients := make([]*simClient, 6)
 	dial := func(i int) {
 		clients[i] = &simClient{peer: s.dial("/ws?user=" + strconv.Itoa(i%3)), asked: map[uint64]string{}, at: map[string]uint64{}}
@@ -226,7 +228,7 @@ func simulate(t *testing.T, seed uint64) {
 		s.step(clients)
 		for i, c := range clients {
 			c.read()
-			if c.gone && s.rng.IntN(20) == 0 {
+			if c.Gone && s.Rng.IntN(20) == 0 {
 				dial(i)
 			}
 		}
@@ -236,7 +238,7 @@ func simulate(t *testing.T, seed uint64) {
 	}
 	// Everybody reads again: what is still open has everything.
 	for _, c := range clients {
-		if !c.gone {
+		if !c.Gone {
 			c.drain(-1)
 		}
 	}
@@ -245,23 +247,20 @@ func simulate(t *testing.T, seed uint64) {
 	}
 	for i, c := range clients {
 		c.read()
-		if c.gone || c.over || c.closed || c.eof {
+		if c.Gone || c.over || c.closed || c.EOF {
 			continue
 		}
 		if len(c.asked) > 0 {
 			t.Errorf("client %d has no answer to %v", i, c.asked)
 		}
-		for _, sub := range s.slot(c.peer).subs {
-			if sub == nil {
-				continue
-			}
-			if c.at[sub.topic.name] != sub.topic.seq {
-				t.Errorf("client %d is at %d of %s, which is at %d", i, c.at[sub.topic.name], sub.topic.name, sub.topic.seq)
+		for sub := range s.session(c.peer).each {
+			if name := sub.topic.flow.Name; c.at[name] != sub.topic.seq {
+				t.Errorf("client %d is at %d of %s, which is at %d", i, c.at[name], name, sub.topic.seq)
 			}
 		}
 	}
 	for _, c := range clients {
-		if !c.gone && !c.eof {
+		if !c.Gone && !c.EOF {
 			c.hangUp()
 		}
 	}
@@ -270,8 +269,8 @@ func simulate(t *testing.T, seed uint64) {
 	}
 	s.check()
 	for _, m := range s.sent {
-		if m.pending.Load() != 0 {
-			t.Errorf("%q is still on its way", m.data)
+		if !m.Done() {
+			t.Errorf("message %d of %v is still on its way", m.Seq, m.Flow)
 		}
 	}
 	if st := s.srv.Stats(); st.Connections+st.Users+st.Topics+st.Subscriptions != 0 || st.PublishBytes != 0 {
@@ -283,21 +282,19 @@ func simulate(t *testing.T, seed uint64) {
 // loudly (docs/faults.md E12).
 func TestEpollWaitErrorsAreHandled(t *testing.T) {
 	s := newSim(t, 1, Config{})
-	var fatal []error
-	s.srv.cfg.onFatal = func(err error) { fatal = append(fatal, err) }
 	p := s.dial("/ws")
 	for range 1000 {
-		s.waitErr = append(s.waitErr, unix.EINTR)
+		s.WaitErr = append(s.WaitErr, unix.EINTR)
 	}
 	p.send(wstest.Ping("still here"))
-	s.turn(s.srv.shards[0])
-	if f := p.frames(); len(f) != 1 || string(f[0].Payload) != "still here" || len(s.waitErr) > 0 || fatal != nil {
-		t.Fatalf("after 1,000 interruptions: %v, %d left, %v", f, len(s.waitErr), fatal)
+	s.turn(0)
+	if f := p.frames(); len(f) != 1 || string(f[0].Payload) != "still here" || len(s.WaitErr) > 0 || s.fatal != nil {
+		t.Fatalf("after 1,000 interruptions: %v, %d left, %v", f, len(s.WaitErr), s.fatal)
 	}
-	s.waitErr = []netpoll.Errno{unix.EBADF}
-	s.turn(s.srv.shards[0])
-	if len(fatal) != 1 || !errors.Is(fatal[0], unix.EBADF) {
-		t.Errorf("a wait on a closed set ends with %v", fatal)
+	s.WaitErr = []netpoll.Errno{unix.EBADF}
+	s.turn(0)
+	if len(s.fatal) != 1 || !errors.Is(s.fatal[0], unix.EBADF) {
+		t.Errorf("a wait on a closed set ends with %v", s.fatal)
 	}
 }
 
@@ -308,16 +305,14 @@ func TestBusyConnectionHasItsShareAndNoMore(t *testing.T) {
 	flood, idle := s.dial("/ws"), s.dial("/ws")
 	flood.send(wstest.Frame{Op: ws.OpBinary, Declared: 1 << 29})
 	s.run()
-	more := make([]byte, 10*readSize)
+	more := make([]byte, 10*engine.ReadSize)
 	for round := range 20 {
 		flood.write(more) // an edge each time
 		idle.send(wstest.Ping("now"))
-		s.recvs = 0
-		s.w.clock()
-		s.srv.shards[0].ready.Store(true)
-		s.w.round()
-		if f := idle.frames(); len(f) != 1 || s.recvs > 3 {
-			t.Fatalf("round %d: %d reads, the other connection got %v", round, s.recvs, f)
+		s.Recvs = 0
+		s.probe.Round(0)
+		if f := idle.frames(); len(f) != 1 || s.Recvs > 3 {
+			t.Fatalf("round %d: %d reads, the other connection got %v", round, s.Recvs, f)
 		}
 	}
 }
@@ -330,14 +325,14 @@ func TestMessageIsEncodedOnce(t *testing.T) {
 		for range subscribers {
 			s.dial("/ws?topics=hot")
 		}
-		s.sink = true
+		s.Sink = true
 		m := Message{Data: []byte(`"` + strings.Repeat("x", 1022) + `"`)}
 		return testing.AllocsPerRun(20, func() {
 			m.ID = ""
 			if _, err := s.srv.Publish(t.Context(), "hot", m); err != nil {
 				t.Fatal(err)
 			}
-			s.turn(s.srv.shards[0])
+			s.turn(0)
 		})
 	}
 	few, many := cost(10), cost(size(1500))
@@ -350,12 +345,11 @@ func TestMessageIsEncodedOnce(t *testing.T) {
 func TestNothingAllocates(t *testing.T) {
 	s := newSim(t, 1, Config{MaxControl: 100})
 	p := s.dial("/ws?topics=a")
-	s.sink = true
-	c := s.slot(p)
-	m := &message{topic: c.subs[0].topic}
-	m.encode(&wire.Message{Topic: "a", Seq: 1, ID: "x", Data: []byte(`{"a":1}`)}, true)
-	s.w.clock()
-	batch := []walkEntry{{m: m}}
+	s.Sink = true
+	s.probe.Begin(0)
+	c := s.slot(p).Conn
+	m := &engine.Parcel{Flow: &engine.Flow{Name: "a"}}
+	s.srv.engine.Encode(m, wire.Message{Topic: "a", Seq: 1, ID: "x", Data: []byte(`{"a":1}`)}, true)
 	for name, frame := range map[string]wstest.Frame{
 		"command": wstest.Text(`{"id":1,"ping":{}}`), "ping": wstest.Ping("p"), "pong": wstest.Pong(""), "error": wstest.Text(`{"id":2,"unsubscribe":{"topic":"b"}}`),
 	} {
@@ -366,29 +360,27 @@ func TestNothingAllocates(t *testing.T) {
 			most = 1 // the sentence
 		}
 		if n := testing.AllocsPerRun(100, func() {
-			c.control = 0
 			copy(b, in)
-			s.w.received(c, b)
+			s.probe.Receive(c, b)
 		}); n > most {
 			t.Errorf("%v allocations for a %s", n, name)
 		}
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		if s.w.give(c, batch, &m.frames) != StatusWritten {
+		if s.probe.Deliver(c, m) != engine.Written {
 			t.Fatal("not written")
 		}
-	}); n != 0 || s.sentN == 0 {
+	}); n != 0 || s.Sent == 0 {
 		t.Errorf("%v allocations for a delivery", n)
 	}
-	s.sink = false
+	s.Sink = false
 	p.drain(0)
-	o := &s.w.extraOf(c).out
-	o.q = make([]pendingOut, 0, 200)
+	s.probe.GrowQueue(c, 200)
 	if n := testing.AllocsPerRun(100, func() {
-		if s.w.give(c, batch, &m.frames) != StatusQueued {
+		if s.probe.Deliver(c, m) != engine.Queued {
 			t.Fatal("not queued")
 		}
-	}); n != 0 || len(o.q) != 101 {
+	}); n != 0 || len(s.slot(p).Queue) != 101 {
 		t.Errorf("%v allocations for a delivery into the outbox", n)
 	}
 }

@@ -3,12 +3,11 @@ package server
 import (
 	"errors"
 	"maps"
-	"math/bits"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -62,119 +61,43 @@ type CloseKind struct {
 	By   string // "server", "client", or "lost" when there was no Close frame
 }
 
-// rejectReason is why a connection was not upgraded.
-type rejectReason uint8
+// counts are what is counted beside the engine.
+type counts struct {
+	published atomic.Uint64
+	publishes tallies // refused, by reason
+	commands  tallies // refused, by code
+	fanout    engine.Times
+}
 
-const (
-	rejectHead rejectReason = iota
-	rejectBody
-	rejectMethod
-	rejectPath
-	rejectUpgrade
-	rejectVersion
-	rejectAuth
-	rejectForbidden
-	rejectTimeout
-	rejectLimit
-	rejectShutdown
-	rejectGone
-	rejectReasons
-)
+// tallies counts by names that come up.
+type tallies struct {
+	mu sync.Mutex
+	of map[string]uint64
+}
 
-var rejectNames = [rejectReasons]string{"head", "body", "method", "path", "upgrade", "version", "auth", "forbidden", "timeout", "max_connections", "shutdown", "gone"}
-
-// dropReason is why a message was not sent to a connection that it was for.
-type dropReason uint8
-
-const (
-	dropGone      dropReason = iota // the connection ended
-	dropTTL                         // the message was too old
-	dropOverflow                    // the outbox was full
-	dropCollapsed                   // a newer one with its collapse key came
-	dropBudget                      // all outboxes together were full
-	dropReasons
-)
-
-var dropNames = [dropReasons]string{"gone", "ttl", "overflow", "collapsed", "budget"}
-
-// cutReason is why a connection was too slow.
-type cutReason uint8
-
-const (
-	cutOutbox cutReason = iota
-	cutStalled
-	cutTrickle
-	cutBudget
-	cutReasons
-)
-
-var (
-	cutNames = [cutReasons]string{"outbox", "stalled", "trickle", "budget"}
-	cutTexts = [cutReasons]string{
-		"too much waits for this connection",
-		"this connection takes nothing",
-		"this connection reads too slowly",
-		"too much waits for all connections together",
+func (t *tallies) add(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.of == nil {
+		t.of = map[string]uint64{}
 	}
-	cutKnobs = [cutReasons]string{"max-outbox", "write-timeout", "outbox-age", "outbox-budget"}
-)
-
-// String returns what the peer is told.
-func (r cutReason) String() string { return cutTexts[r] }
-
-// Who ended a connection.
-const (
-	byServer = "server"
-	byClient = "client"
-	byLost   = "lost"
-)
-
-// counters are a shard's own, so that workers do not share cache lines.
-type counters struct {
-	deliveries, framesIn, bytesIn, pings, stale atomic.Uint64
+	t.of[name]++
 }
 
-// stats are what is counted for the whole server.
-type stats struct {
-	accepted, published, hookPanics atomic.Uint64
-	rejects                         [rejectReasons]atomic.Uint64
-	drops                           [dropReasons]atomic.Uint64
-	cuts                            [cutReasons]atomic.Uint64
-	wait, turn, fanout, hook        histogram
-
-	mu           sync.Mutex
-	closes       map[CloseKind]uint64
-	acceptErrors map[string]uint64
-	publishes    map[string]uint64 // refused, by reason
-	commands     map[string]uint64 // refused, by code
+func (t *tallies) snapshot() map[string]uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.of)
 }
 
-func (s *stats) reject(why rejectReason)       { s.rejects[why].Add(1) }
-func (s *stats) drop(why dropReason, n int)    { s.drops[why].Add(uint64(n)) }
-func (s *stats) cut(why cutReason)             { s.cuts[why].Add(1) }
-func (s *stats) commandError(c wire.ErrorCode) { count(s, &s.commands, string(c)) }
-
-func (s *stats) acceptError(errno syscall.Errno) {
-	count(s, &s.acceptErrors, errno.Error())
-}
-
-// closed counts the end of an upgraded connection. Codes that peers make up
-// are counted as 4999, so that their number is bounded.
-func (s *stats) closed(code wire.CloseCode, by string) {
-	if by == byClient && code >= 3000 {
-		code = 4999
-	}
-	count(s, &s.closes, CloseKind{code, by})
-}
-
-func (s *stats) publishRejected(err error) {
+func (c *counts) publishRejected(err error) {
 	reason := "error"
 	for _, r := range publishReasons {
 		if errors.Is(err, r.err) {
 			reason = r.name
 		}
 	}
-	count(s, &s.publishes, reason)
+	c.publishes.add(reason)
 }
 
 var publishReasons = []struct {
@@ -190,70 +113,52 @@ var publishReasons = []struct {
 	{ErrNoAck, "no_ack"},
 }
 
-func count[K comparable](s *stats, m *map[K]uint64, key K) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if *m == nil {
-		*m = map[K]uint64{}
-	}
-	(*m)[key]++
-}
-
-func byName(values []atomic.Uint64, names []string) map[string]uint64 {
-	m := make(map[string]uint64, len(names))
-	for i := range values {
-		m[names[i]] = values[i].Load()
-	}
-	return m
-}
-
 // Stats returns what has been counted so far. It costs a lock or two of each
 // shard and index stripe, and allocates; once a second is no burden.
 func (srv *Server) Stats() Stats {
-	st := &srv.stats
+	e := srv.engine.Stats()
 	out := Stats{
-		Connections:      int(srv.opened.Load()),
-		Handshaking:      int(srv.handshaking.Load()),
-		Users:            srv.hub.users.len(),
-		Topics:           srv.hub.topics.len(),
-		Lingering:        int(srv.hub.lingers.topics.Load()),
+		Connections:   e.Connections,
+		Handshaking:   e.Handshaking,
+		Users:         srv.hub.users.len(),
+		Topics:        srv.hub.topics.len(),
+		Lingering:     int(srv.hub.lingers.topics.Load()),
+		Subscriptions: int(srv.hub.subscriptions.Load()),
+		Capacity:      srv.engine.Capacity(),
+		Draining:      srv.engine.Draining(),
+
+		Accepted:         e.Accepted,
+		AcceptErrors:     e.AcceptErrors,
+		HandshakeRejects: e.HandshakeRejects,
+		Closes:           make(map[CloseKind]uint64, len(e.Closes)),
+		Published:        srv.counts.published.Load(),
+		PublishRejects:   srv.counts.publishes.snapshot(),
+		Deliveries:       e.Deliveries,
+		Drops:            e.Drops,
+		Cuts:             e.Cuts,
+		CommandErrors:    srv.counts.commands.snapshot(),
+		HookPanics:       e.CallPanics,
+		FramesIn:         e.FramesIn,
+		BytesIn:          e.BytesIn,
+		PingsSent:        e.PingsSent,
 		LingerEvictions:  srv.hub.lingers.evicted.Load(),
-		Subscriptions:    int(srv.hub.subscriptions.Load()),
-		Capacity:         srv.capacity,
-		Draining:         srv.draining.Load(),
-		Accepted:         st.accepted.Load(),
-		HandshakeRejects: byName(st.rejects[:], rejectNames[:]),
-		Drops:            byName(st.drops[:], dropNames[:]),
-		Cuts:             byName(st.cuts[:], cutNames[:]),
-		Published:        st.published.Load(),
-		HookPanics:       st.hookPanics.Load(),
-		OutboxBytes:      srv.outboxBytes.Load(),
-		PublishBytes:     srv.publishBytes.Load(),
-		LingerBytes:      srv.hub.lingers.bytes.Load(),
-		HooksQueued:      srv.hooks.Queued(),
-		FanoutSeconds:    st.fanout.snapshot(),
-		TurnSeconds:      st.turn.snapshot(),
-		WaitSeconds:      st.wait.snapshot(),
-		HookSeconds:      st.hook.snapshot(),
+		StaleEvents:      e.StaleEvents,
+
+		OutboxBytes:   e.OutboxBytes,
+		PublishBytes:  srv.publishBytes.Load(),
+		LingerBytes:   srv.hub.lingers.bytes.Load(),
+		HooksQueued:   e.CallsQueued,
+		ShardMin:      e.ShardMin,
+		ShardMax:      e.ShardMax,
+		FanoutSeconds: Histogram(srv.counts.fanout.Snapshot()),
+		TurnSeconds:   Histogram(e.TurnSeconds),
+		WaitSeconds:   Histogram(e.WaitSeconds),
+		HookSeconds:   Histogram(e.CallSeconds),
+	}
+	for kind, n := range e.Closes {
+		out.Closes[CloseKind{kind.Code, string(kind.By)}] = n
 	}
 	out.IdempotencyBytes, out.IdempotencyEvictions = srv.once.usage()
-	for i, s := range srv.shards {
-		out.Deliveries += s.count.deliveries.Load()
-		out.FramesIn += s.count.framesIn.Load()
-		out.BytesIn += s.count.bytesIn.Load()
-		out.PingsSent += s.count.pings.Load()
-		out.StaleEvents += s.count.stale.Load()
-		n := int(s.conns.Load())
-		if out.ShardMax = max(out.ShardMax, n); i == 0 || n < out.ShardMin {
-			out.ShardMin = n
-		}
-	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	out.Closes = maps.Clone(st.closes)
-	out.AcceptErrors = maps.Clone(st.acceptErrors)
-	out.PublishRejects = maps.Clone(st.publishes)
-	out.CommandErrors = maps.Clone(st.commands)
 	return out
 }
 
@@ -262,24 +167,4 @@ func (srv *Server) Stats() Stats {
 type Histogram struct {
 	Counts [26]uint64
 	Sum    time.Duration
-}
-
-// histogram is a [Histogram] that many goroutines add to.
-type histogram struct {
-	counts [26]atomic.Uint64
-	sum    atomic.Int64
-}
-
-func (h *histogram) observe(d time.Duration) {
-	i := bits.Len64(uint64(max(d-1, 0)) / 1000)
-	h.counts[min(i, len(h.counts)-1)].Add(1)
-	h.sum.Add(int64(d))
-}
-
-func (h *histogram) snapshot() (out Histogram) {
-	for i := range h.counts {
-		out.Counts[i] = h.counts[i].Load()
-	}
-	out.Sum = time.Duration(h.sum.Load())
-	return out
 }

@@ -67,6 +67,9 @@ func (r *Reader) MoveTo(to *Reader) {
 	*r = Reader{}
 }
 
+// Capacity returns how many bytes the buffers of r have room for.
+func (r *Reader) Capacity() int { return cap(r.message) + cap(r.control) }
+
 // Trim lets go of buffers that hold nothing.
 func (r *Reader) Trim() {
 	if len(r.message) == 0 {

@@ -1,0 +1,243 @@
+// Package engine keeps connections: it takes them from listeners, reads their
+// frames, writes what is sent to them, pings them, and ends them when they are
+// late. It knows no topic, no user and no command; those are its [App]'s, which
+// is package server.
+//
+// A connection is a slot of 24 bytes (type [Conn]) in pages indexed by
+// descriptor, without net.Conn, goroutine, timer, lock or buffer. Connections
+// are dealt to shards by descriptor number. A shard has an epoll set and an
+// inbox and is served in turns: at most one goroutine has the turn of a shard
+// ([Turn]), and it alone touches the shard's connections.
+//
+// Follow a message in: serve (read.go), parse, App.Message. Follow one out:
+// [Engine.Send] (inbox.go), walk (fanout.go), deliver, transmit. The end of a
+// connection is in close.go.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gobwas/ws"
+
+	"github.com/tocsin-push/tocsin/internal/seldom"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// App is what connections are kept for. Its methods run in the turn of the
+// connection's shard: they do not block. Slices they are given live until they
+// return.
+type App interface {
+	// Request decides on a whole and valid upgrade request: before it returns
+	// it calls [Turn.Upgrade], [Turn.Refuse], or [Turn.Call] with a job whose
+	// Done does so.
+	Request(t *Turn, c *Conn, r *Request)
+	// Message takes one text or binary message of an open connection.
+	Message(t *Turn, c *Conn, op ws.OpCode, payload []byte)
+	// Closed is called once for every connection that was upgraded, when it
+	// stops being open. It takes the connection out of every [Group].
+	Closed(t *Turn, c *Conn, end End)
+}
+
+// Task is something to do for a connection in its shard's turn; see
+// [Engine.Post].
+type Task interface {
+	Do(t *Turn, c *Conn)
+}
+
+// Engine keeps connections. Any goroutine may call its methods.
+type Engine struct {
+	// Static after construction.
+	cfg      Config
+	app      App
+	kernel   Kernel
+	runner   Runner
+	capacity int // connections at once
+	shards   []*shard
+	log      *seldom.Log
+	pings    [maxCodecs][]byte // frames, of each codec
+	inline   *Turn             // owned by the poller's goroutine
+
+	// What any goroutine counts or sets.
+	conns    atomic.Int64 // descriptors of connections
+	formats  [maxCodecs]atomic.Int64
+	counts   counts
+	lastTick atomic.Pointer[tickTime]
+	closed   atomic.Bool
+
+	ticker ticker
+	drain  drain
+
+	mu        sync.Mutex // guards listeners
+	listeners []*listener
+}
+
+// New makes an engine that does not run yet: nothing of it is open, and nothing
+// runs. Errors say which limit of the process is too low.
+func New(cfg Config, app App) (*Engine, error) {
+	e := &Engine{cfg: cfg, app: app, kernel: cfg.Kernel}
+	if e.kernel == nil {
+		e.kernel = system{start: time.Now()}
+	}
+	e.log = seldom.New(cfg.Logger, e.kernel.Now)
+	e.lastTick.Store(&tickTime{kernel: e.kernel.Now()})
+	e.counts.init()
+	for i, codec := range cfg.Codecs {
+		op, payload := codec.Ping()
+		e.pings[i] = wire.AppendFrame(nil, op, payload)
+	}
+	e.drain.empty = make(chan struct{}, 1)
+	var err error
+	if e.capacity, err = e.kernel.Capacity(cfg.MaxConnections, cfg.Shards); err != nil {
+		return nil, err
+	}
+	for i := range cfg.Shards {
+		e.shards = append(e.shards, &shard{e: e, index: i})
+	}
+	e.inline = newTurn(e)
+	return e, nil
+}
+
+// Start makes what runs, and returns at once. After an error everything that
+// was made is ended. [Engine.Shutdown] ends it otherwise.
+func (e *Engine) Start() (err error) {
+	defer func() {
+		if err != nil {
+			e.closeSets()
+		}
+	}()
+	for _, s := range e.shards {
+		if s.set, err = e.kernel.Open(); err != nil {
+			return err
+		}
+	}
+	turns := make([]*Turn, e.cfg.Workers)
+	for i := range turns {
+		turns[i] = newTurn(e)
+	}
+	e.runner, err = e.kernel.Runner(Work{
+		Shards: e.cfg.Shards, Workers: e.cfg.Workers, CallWorkers: e.cfg.CallWorkers,
+		Turn:         func(worker, shard int) { turns[worker].take(e.shards[shard], turnBudget) },
+		TurnPanicked: e.turnPanicked,
+		Call:         e.runCall,
+		CallPanicked: e.callPanicked,
+		Failed:       e.pollerFailed,
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range e.shards {
+		if err := e.runner.Watch(s.set.FD(), s.onReady); err != nil {
+			return errors.Join(err, e.runner.ReleaseCalls(context.Background()), e.runner.Close())
+		}
+	}
+	e.ticker.start(e)
+	return nil
+}
+
+func (e *Engine) closeSets() {
+	for _, s := range e.shards {
+		if s.set != nil {
+			s.set.Close()
+		}
+	}
+}
+
+// turnPanicked gives a shard whose turn panicked back, so that its other
+// connections go on; the one that was being served may be left half done, and
+// the next sweep finds it.
+func (e *Engine) turnPanicked(shard int, value any, stack []byte) {
+	s := e.shards[shard]
+	e.cfg.Logger.Error("a turn panicked; this is a bug in tocsin", "shard", s.index, "panic", fmt.Sprint(value), "stack", string(stack))
+	s.ready.Store(true)
+	s.state.Store(shardIdle)
+	s.wake()
+}
+
+// callPanicked is for a panic outside of user code, which protect has caught.
+func (e *Engine) callPanicked(_ *Call, value any, stack []byte) {
+	e.cfg.Logger.Error("the hook pool panicked; this is a bug in tocsin", "panic", fmt.Sprint(value), "stack", string(stack))
+}
+
+func (e *Engine) pollerFailed(err error) {
+	if !e.closed.Load() {
+		e.fatal("epoll_wait failed", err)
+	}
+}
+
+// fatal ends the process loudly: without readiness nothing can be served, and
+// a supervisor that restarts helps more than silence.
+func (e *Engine) fatal(what string, err error) {
+	e.cfg.Logger.Error(what+"; the process ends", "error", err)
+	if e.cfg.OnFatal != nil {
+		e.cfg.OnFatal(err)
+		return
+	}
+	go panic(fmt.Sprintf("server: %s: %v", what, err))
+}
+
+// Capacity returns how many connections the engine takes at once.
+func (e *Engine) Capacity() int { return e.capacity }
+
+// Now returns the kernel's monotonic clock.
+func (e *Engine) Now() time.Duration { return e.kernel.Now() }
+
+// After has the kernel's clock call f in a goroutine of its own once d has
+// passed, unless stop is called before; stop reports whether it was.
+func (e *Engine) After(d time.Duration, f func()) (stop func() bool) { return e.kernel.After(d, f) }
+
+// Rand fills b with bytes that cannot be guessed.
+func (e *Engine) Rand(b []byte) { e.kernel.Rand(b) }
+
+// Connections returns how many connections are open.
+func (e *Engine) Connections() int { return int(e.counts.opened.Load()) }
+
+// Draining reports whether [Engine.Shutdown] was called.
+func (e *Engine) Draining() bool { return e.drain.on.Load() }
+
+// Ended reports whether nothing is delivered any more: the shutdown has begun
+// and no connection is left.
+func (e *Engine) Ended() bool {
+	return e.drain.on.Load() && e.conns.Load() == 0 || e.closed.Load()
+}
+
+// Config says how an engine behaves. It has no defaults: every field must be
+// set, but for those whose comment says what none means.
+type Config struct {
+	Path         string           // where upgrades are accepted
+	Subprotocols []string         // that are spoken, in order of preference
+	Codecs       []wire.Codec     // what [Turn.Upgrade] may choose from, by index
+	NameOf       func(Ref) string // a connection's id, for log lines
+	Logger       *slog.Logger     // any goroutine writes to it
+	Kernel       Kernel           // nil for the real one
+	OnFatal      func(error)      // nil to end the process
+
+	Shards      int // groups of connections that are served together
+	Workers     int // shards that are served at once
+	CallWorkers int // jobs that run at once
+
+	MaxConnections int // connections at once; 0: what the descriptor limit allows
+	MaxMessage     int // bytes of an inbound message
+	MaxFrames      int // frames of an inbound message
+	MaxControl     int // control frames a second from a connection
+	MaxOutbox      int // bytes waiting for one connection
+	OutboxBudget   int64
+
+	HandshakeTimeout, AuthTimeout, MessageTimeout, WriteTimeout time.Duration
+	OutboxAge, PingInterval, PongTimeout, CloseTimeout          time.Duration
+	Drain, ReturnWindow                                         time.Duration
+}
+
+// maxCodecs is how many codecs there can be: a parcel has room for a frame of
+// each.
+const maxCodecs = 2
+
+// userTimeout is for how long a peer may leave what was sent to it
+// unacknowledged before the kernel ends its connection: TCP_USER_TIMEOUT,
+// tcp(7). WriteTimeout comes first for a peer that is there.
+func (c *Config) userTimeout() time.Duration { return max(30*time.Second, 3*c.WriteTimeout) }

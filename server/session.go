@@ -1,0 +1,155 @@
+package server
+
+import (
+	"slices"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// session is what the server knows of an open connection: 56 bytes beside the
+// engine's slot, which a fan-out does not touch. Owned by the shard's turn, but
+// for what others may read under a lock.
+type session struct {
+	user string     // guarded for others by its stripe of the user index
+	ref  engine.Ref // guarded likewise; 0 unless it is in the user index
+	next *session   // next device of the same user; guarded likewise
+	subs [2]*subset
+	more *sessionMore // what few have
+}
+
+// sessionMore is what few sessions have.
+type sessionMore struct {
+	subs     []*subset // beyond session.subs
+	commands []byte    // of a message whose command is in a call: those behind it
+}
+
+// sessionsPage is so many that a page, of 56 bytes each, just fits a size class
+// of Go's allocator.
+const sessionsPage = 73
+
+// shardData is what the server keeps beside a shard of the engine. Owned by the
+// shard's turn.
+type shardData struct {
+	pages []*[sessionsPage]session
+
+	// Scratch.
+	reply     []byte
+	id        []byte
+	topics    []string // that a handshake asks for
+	positions []wire.Position
+}
+
+func (srv *Server) data(t *engine.Turn) *shardData { return &srv.shards[t.Shard()] }
+
+// session returns that of an open connection.
+func (srv *Server) session(t *engine.Turn, c *engine.Conn) *session {
+	i := t.Index(c)
+	return &srv.shards[t.Shard()].pages[i/sessionsPage][i%sessionsPage]
+}
+
+// newSession returns the session of a connection that opens.
+func (d *shardData) newSession(i int) *session {
+	page := i / sessionsPage
+	for page >= len(d.pages) {
+		d.pages = append(d.pages, nil)
+	}
+	if d.pages[page] == nil {
+		d.pages[page] = new([sessionsPage]session)
+	}
+	return &d.pages[page][i%sessionsPage]
+}
+
+// find returns the subscription of a topic, or nil.
+func (s *session) find(topic string) *subset {
+	for sub := range s.each {
+		if sub.topic.flow.Name == topic {
+			return sub
+		}
+	}
+	return nil
+}
+
+// each yields every subscription.
+func (s *session) each(yield func(*subset) bool) {
+	for _, sub := range s.subs {
+		if sub != nil && !yield(sub) {
+			return
+		}
+	}
+	if s.more == nil {
+		return
+	}
+	for _, sub := range s.more.subs {
+		if !yield(sub) {
+			return
+		}
+	}
+}
+
+// topics returns how many subscriptions there are.
+func (s *session) topics() (n int) {
+	for range s.each {
+		n++
+	}
+	return n
+}
+
+func (s *session) add(sub *subset) {
+	for i := range s.subs {
+		if s.subs[i] == nil {
+			s.subs[i] = sub
+			return
+		}
+	}
+	m := s.moreOf()
+	m.subs = append(m.subs, sub)
+}
+
+func (s *session) remove(sub *subset) {
+	for i := range s.subs {
+		if s.subs[i] == sub {
+			s.subs[i] = nil
+			return
+		}
+	}
+	if m := s.more; m != nil {
+		if i := slices.Index(m.subs, sub); i >= 0 {
+			m.subs = slices.Delete(m.subs, i, i+1)
+		}
+		s.slim()
+	}
+}
+
+func (s *session) moreOf() *sessionMore {
+	if s.more == nil {
+		s.more = &sessionMore{}
+	}
+	return s.more
+}
+
+// slim lets go of what is not needed any more.
+func (s *session) slim() {
+	if m := s.more; m != nil && len(m.subs) == 0 && len(m.commands) == 0 {
+		s.more = nil
+	}
+}
+
+// Closed implements engine.App: the connection leaves its topics and its user,
+// and OnClose is told.
+func (a app) Closed(t *engine.Turn, c *engine.Conn, end engine.End) {
+	srv := a.srv
+	s := srv.session(t, c)
+	srv.logClose(c, s, end)
+	for sub := range s.each {
+		sub.group.Remove(t, c)
+		srv.hub.leave(sub)
+	}
+	if s.ref != 0 {
+		srv.hub.logout(s)
+	}
+	if srv.cfg.OnClose != nil {
+		t.CallLast(c, &closeJob{hook: srv.cfg.OnClose, conn: srv.handle(c, s), code: int(end.Code)})
+	}
+	*s = session{}
+}
