@@ -13,6 +13,9 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // benchCmd starts tocsin and holds it against the bare loop, row by row.
@@ -48,13 +51,13 @@ type benchRow struct {
 
 func (cmd *benchCmd) Run(ctx context.Context, std streams) error {
 	if cmd.Rounds < 1 || cmd.Active < 1 || cmd.Duration <= 0 || slices.Min(cmd.N) < 1 {
-		return usagef("--n, --rounds, --active and --duration must be at least 1")
+		return usage.Errorf("--n, --rounds, --active and --duration must be at least 1")
 	}
 	if max(cmd.ServerCPU, cmd.GenCPU) >= runtime.NumCPU() {
-		return usagef("this machine has the CPUs 0 to %d: see --server-cpu and --generator-cpu", runtime.NumCPU()-1)
+		return usage.Errorf("this machine has the CPUs 0 to %d: see --server-cpu and --generator-cpu", runtime.NumCPU()-1)
 	}
 	if cmd.GenCPU >= 0 {
-		if err := pin(os.Getpid(), cmd.GenCPU); err != nil {
+		if err := machine.Pin(os.Getpid(), cmd.GenCPU); err != nil {
 			return err
 		}
 	}
@@ -120,7 +123,7 @@ func (b *bench) memory(ctx context.Context, n int, row, query string, bar float6
 		return b.blame(t, err)
 	}
 	s.hold(ctx, t.subject, b.Settle)
-	after, err := t.pids.memory()
+	after, err := t.pids.Memory()
 	if err = errors.Join(err, ctx.Err(), t.alive(), t.complete(n)); err != nil {
 		return b.blame(t, err)
 	}
@@ -330,11 +333,11 @@ func (b *bench) write(w io.Writer) error {
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
 		return enc.Encode(struct {
-			Machine machine    `json:"machine"`
-			Rows    []benchRow `json:"rows"`
-		}{thisMachine(), b.rows})
+			Machine machine.Machine `json:"machine"`
+			Rows    []benchRow      `json:"rows"`
+		}{machine.This(), b.rows})
 	}
-	fmt.Fprintln(w, thisMachine())
+	fmt.Fprintln(w, machine.This())
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "%-56s\tn\tmeasured\tfloor\tratio\tto reach\t\t\n", "")
 	for _, r := range b.rows {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -20,7 +21,7 @@ import (
 func BenchmarkReceive(b *testing.B) {
 	const conns = 64
 	fds, peers := sockets(b, conns)
-	stamp := appendStamp([]byte(`{"topic":"t","seq":1,"data":{"loadtest":"`), "run", 5, nanos())
+	stamp := appendStamp([]byte(`{"topic":"t","seq":1,"data":{"loadtest":"`), "run", 5, machine.Now())
 	frame := wire.AppendFrame(nil, ws.OpText, append(stamp, `","pad":"`+strings.Repeat(".", 90)+`"}}`...))
 	loop := func(b *testing.B, receive func() int) {
 		b.ReportAllocs()
@@ -32,11 +33,11 @@ func BenchmarkReceive(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			began := nanos()
+			began := machine.Now()
 			for got := 0; got < conns; {
 				got += receive()
 			}
-			spent += nanos() - began
+			spent += machine.Now() - began
 			deliveries += conns
 		}
 		b.ReportMetric(float64(spent)/float64(deliveries), "ns/delivery")
@@ -62,7 +63,7 @@ func BenchmarkReceive(b *testing.B) {
 		e.arm(&order{Run: "run", Rounds: 10, Late: time.Hour})
 		loop(b, func() int {
 			n, _ := pwait(e.epfd, events, 0)
-			e.now = nanos()
+			e.now = machine.Now()
 			for i := range events[:n] {
 				if err := e.serve(&events[i]); err != nil {
 					b.Fatal(err)

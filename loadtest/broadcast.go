@@ -18,6 +18,9 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // api are the flags that say where Tocsin is asked.
@@ -64,7 +67,7 @@ func patience(given time.Duration, n int) time.Duration {
 // aim gives a subject its way to publish.
 func (p *publisher) aim(s *session, sub *subject, rounds int) error {
 	if rounds < 1 || rounds > 1<<16 || p.Late <= 0 || p.Wait < 0 {
-		return usagef("--rounds must be 1 to %d, --late more than 0, --wait not negative", 1<<16)
+		return usage.Errorf("--rounds must be 1 to %d, --late more than 0, --wait not negative", 1<<16)
 	}
 	if err := checkSize(p.Size); err != nil {
 		return err
@@ -94,10 +97,10 @@ func (p *publisher) aim(s *session, sub *subject, rounds int) error {
 func postTo(where string, remote bool) (*url.URL, error) {
 	u, err := url.Parse(where)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, usagef("%s is not an HTTP URL to publish to", where)
+		return nil, usage.Errorf("%s is not an HTTP URL to publish to", where)
 	}
 	if !isLoopback(u.Hostname()) && !remote {
-		return nil, usagef("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", where)
+		return nil, usage.Errorf("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", where)
 	}
 	return u, nil
 }
@@ -167,7 +170,7 @@ const minPayload = 80
 
 func checkSize(payload int) error {
 	if payload < minPayload || payload > 1<<20 {
-		return usagef("--size must be %d to %d bytes", minPayload, 1<<20)
+		return usage.Errorf("--size must be %d to %d bytes", minPayload, 1<<20)
 	}
 	return nil
 }
@@ -264,8 +267,8 @@ func (b *broadcast) one(ctx context.Context, s *session, sub *subject, all *fanO
 		return err
 	}
 	spent := sub.meter()
-	sent := nanos()
-	published := sub.publish(ctx, appendPayload(nil, b.Size, b.run, b.seq, nanos()))
+	sent := machine.Now()
+	published := sub.publish(ctx, appendPayload(nil, b.Size, b.run, b.seq, machine.Now()))
 	if published != nil {
 		cancel()
 	}

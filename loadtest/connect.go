@@ -9,6 +9,8 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // connectCmd asks: how many, how fast, at what memory each?
@@ -46,16 +48,16 @@ func (cmd *connectCmd) one(ctx context.Context, s *session, sub *subject) error 
 
 // footprint is the memory that a subject and the kernel have in use.
 type footprint struct {
-	memory
-	slabs map[string]slab // nil if the kernel does not tell
-	err   error           // why
+	machine.Memory
+	slabs map[string]machine.Slab // nil if the kernel does not tell
+	err   error                   // why
 }
 
 func (sub *subject) footprint() (f footprint, err error) {
-	if f.memory, err = sub.pids.memory(); err != nil {
+	if f.Memory, err = sub.pids.Memory(); err != nil {
 		return f, err
 	}
-	f.slabs, f.err = readSlabs()
+	f.slabs, f.err = machine.ReadSlabs()
 	return f, nil
 }
 
@@ -135,4 +137,24 @@ func (s *session) hold(ctx context.Context, sub *subject, d time.Duration) {
 	if us := spent(); !math.IsNaN(us) {
 		sub.put("idle_cpu_percent", 100*us/float64(time.Since(began).Microseconds()))
 	}
+}
+
+// slabDelta is how much a cache grew for n connections.
+type slabDelta struct {
+	Cache   string  `json:"cache"`
+	Objects float64 `json:"objects_per_connection"`
+	Bytes   float64 `json:"bytes_per_connection"`
+}
+
+// growth lists the caches that grew by a byte a connection or more, and by an
+// object for every hundred: others hold nothing of the connections'. Nor does
+// that of /proc, which grows when somebody looks at descriptors.
+func growth(before, after map[string]machine.Slab, n int) (deltas []slabDelta) {
+	for name, a := range after {
+		d := slabDelta{name, float64(a.Objects-before[name].Objects) / float64(n), float64(a.Bytes-before[name].Bytes) / float64(n)}
+		if d.Bytes >= 1 && d.Objects >= 0.01 && name != "proc_inode_cache" {
+			deltas = append(deltas, d)
+		}
+	}
+	return deltas
 }

@@ -5,6 +5,8 @@ package main
 import (
 	"bytes"
 	"strconv"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // delivery follows the messages of one run, exactly: a bit for each message
@@ -76,7 +78,7 @@ func (d *delivery) take(e *engine, i int, c *conn, b []byte) bool {
 	if seq < 1 || seq > int64(d.rounds) || (i+1)*d.words > len(d.seen) {
 		return false
 	}
-	now := nanos()
+	now := machine.Now()
 	word, bit := &d.seen[i*d.words+int(seq-1)/64], uint64(1)<<((seq-1)%64)
 	if *word&bit != 0 {
 		e.total.Doubled++

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // request is an upgrade request cut where the connection's number and its key
@@ -216,7 +216,7 @@ func (e *engine) dialOne(i int) {
 	e.dial.flying++
 	e.total.Attempts++
 	if !e.dial.schedule {
-		c.at = nanos()
+		c.at = machine.Now()
 	}
 	n := e.plan.First + i
 	server := e.servers[n%len(e.servers)]
@@ -226,26 +226,16 @@ func (e *engine) dialOne(i int) {
 	}
 	fd, err := openSocket(server, source)
 	if err != nil {
-		e.fail(i, c, errnoName(err))
+		e.fail(i, c, machine.ErrnoName(err))
 		return
 	}
 	c.fd = int32(fd)
 	const mask = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff
 	if errno := floor.Control(e.epfd, unix.EPOLL_CTL_ADD, fd, mask, int32(i), c.fd); errno != 0 {
-		e.fail(i, c, errnoName(errno))
+		e.fail(i, c, machine.ErrnoName(errno))
 		return
 	}
 	e.dial.flights = append(e.dial.flights, flight{int32(i), c.fd, e.now + int64(e.plan.Timeout)})
-}
-
-// errnoName says which errno a system call failed with.
-func errnoName(err error) string {
-	if errno, ok := errors.AsType[unix.Errno](err); ok {
-		if name := unix.ErrnoName(errno); name != "" {
-			return name
-		}
-	}
-	return err.Error()
 }
 
 // ask goes on when connect(2) has ended, well or not.
@@ -264,7 +254,7 @@ func (e *engine) request(i int, c *conn) {
 	b := e.requests[n%len(e.requests)].append(e.buf[:0], n, e.appendKey(key[:0], n))
 	c.state = asked
 	if errno := e.send(c, b); errno != 0 {
-		e.fail(i, c, errnoName(errno))
+		e.fail(i, c, machine.ErrnoName(errno))
 	}
 }
 
@@ -339,7 +329,7 @@ func (e *engine) answered(i int, b []byte) (size int, reason string) {
 
 // welcome notes that a handshake succeeded.
 func (e *engine) welcome(i int, c *conn) {
-	now := nanos()
+	now := machine.Now()
 	e.record(histHandshake, now-c.at)
 	c.state, c.tries, c.retry = opened, 0, 0
 	e.dial.flying--

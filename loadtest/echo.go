@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // echoCmd asks: K of N talk at a fixed rate, the rest is idle: how long does
@@ -30,11 +32,11 @@ func (t *talk) check(conns int) error {
 	}
 	switch {
 	case t.Active < 1 || t.Active > conns:
-		return usagef("--active must be 1 to the number of connections, %d", conns)
+		return usage.Errorf("--active must be 1 to the number of connections, %d", conns)
 	case t.MessageRate < 0 || t.Duration <= 0:
-		return usagef("--message-rate must not be negative, --duration more than 0")
+		return usage.Errorf("--message-rate must not be negative, --duration more than 0")
 	case len(t.Message) > 60000:
-		return usagef("--message must be at most 60,000 bytes")
+		return usage.Errorf("--message must be at most 60,000 bytes")
 	}
 	return nil
 }
@@ -42,7 +44,7 @@ func (t *talk) check(conns int) error {
 func (cmd *echoCmd) Run(ctx context.Context, std streams) error {
 	return execute(ctx, "echo", cmd.common, std.out, std.err, func(*session, *subject) error {
 		if cmd.Rounds < 1 {
-			return usagef("--rounds must be at least 1")
+			return usage.Errorf("--rounds must be at least 1")
 		}
 		return cmd.check(cmd.N)
 	}, cmd.measure)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // The life of a connection.
@@ -178,7 +179,7 @@ func (e *engine) run() error {
 		if errno != 0 && errno != unix.EINTR {
 			return fmt.Errorf("epoll_wait: %w", errno)
 		}
-		e.now = nanos()
+		e.now = machine.Now()
 		for i := range events[:n] {
 			if err := e.serve(&events[i]); err != nil {
 				return err
@@ -200,10 +201,10 @@ func (e *engine) run() error {
 // wait blocks until something is ready or due, to the nanosecond: a coarser
 // wait would send in bursts and so be kinder to the server than life is.
 func (e *engine) wait(events []unix.EpollEvent) (int, unix.Errno) {
-	began := nanos()
+	began := machine.Now()
 	until := min(e.tick, e.dial.nextDue(e), e.echo.nextDue(began), e.deliver.nextDue(), e.herd.nextDue(e.dial.pending))
 	n, errno := pwait(e.epfd, events, max(0, until-began))
-	e.idle += nanos() - began
+	e.idle += machine.Now() - began
 	return n, errno
 }
 
@@ -329,8 +330,8 @@ func (e *engine) answer(t tally) {
 
 // tallyAll tells everything that was counted, and counts anew.
 func (e *engine) tallyAll(o *order) error {
-	e.total.SelfC = ownCPU()
-	if m, err := readMemory(os.Getpid()); err == nil {
+	e.total.SelfC = machine.OwnCPU()
+	if m, err := machine.ReadMemory(os.Getpid()); err == nil {
 		e.total.SelfM = m.Resident
 	}
 	t := tally{ID: o.ID, Anew: true, Hists: map[string]string{}}
@@ -359,11 +360,11 @@ func (e *engine) record(name string, d int64) {
 // phase measures how busy the loop is.
 type phase struct{ began, idle int64 }
 
-func (e *engine) begin() phase { return phase{nanos(), e.idle} }
+func (e *engine) begin() phase { return phase{machine.Now(), e.idle} }
 
 // end notes the busy share of the phase; one of less than 10 ms says nothing.
 func (e *engine) end(p phase) {
-	if d := nanos() - p.began; d > int64(10*time.Millisecond) {
+	if d := machine.Now() - p.began; d > int64(10*time.Millisecond) {
 		e.total.Busy = max(e.total.Busy, 1-float64(e.idle-p.idle)/float64(d))
 	}
 }

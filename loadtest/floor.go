@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // floorServerCmd is the floor's process: it says where it listens and serves
@@ -28,7 +30,7 @@ func (cmd *floorServerCmd) Run(ctx context.Context) error {
 	defer endWith(ctx)()
 	addr, err := netip.ParseAddrPort(cmd.Listen)
 	if err != nil {
-		return usagef("--listen %s is not an address and a port", cmd.Listen)
+		return usage.Errorf("--listen %s is not an address and a port", cmd.Listen)
 	}
 	ln, at, err := floor.Listen(addr)
 	if err != nil {
@@ -55,7 +57,7 @@ func startFloor(cpu int) (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := startOn(cpu, cmd); err != nil {
+	if err := machine.StartOn(cpu, cmd); err != nil {
 		return nil, fmt.Errorf("start the floor: %w", err)
 	}
 	stop := func() {
@@ -68,7 +70,7 @@ func startFloor(cpu int) (*subject, error) {
 		return nil, errors.New("the floor did not start")
 	}
 	at := strings.TrimSpace(line)
-	sub := &subject{result: newResult("floor", "ws://"+at+"/"), pids: processes{cmd.Process.Pid}, stop: stop}
+	sub := &subject{result: newResult("floor", "ws://"+at+"/"), pids: machine.Processes{cmd.Process.Pid}, stop: stop}
 	p := publisher{Trigger: "http://" + at + "/", Size: minPayload, Late: time.Hour, Wait: time.Hour}
 	if err := p.aim(&session{}, sub, 1); err != nil {
 		stop()

@@ -9,6 +9,9 @@ import (
 	"math"
 	"os/exec"
 	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // herdCmd asks: everyone is dropped at once and comes back: how long does that
@@ -32,7 +35,7 @@ type bystanders struct {
 func (cmd *herdCmd) Run(ctx context.Context, std streams) error {
 	return execute(ctx, "herd", cmd.common, std.out, std.err, func(*session, *subject) error {
 		if cmd.Command != "" && cmd.Floor {
-			return usagef("--command is for the server alone, so it cannot be measured with --floor")
+			return usage.Errorf("--command is for the server alone, so it cannot be measured with --floor")
 		}
 		return cmd.check()
 	}, cmd.measure)
@@ -43,10 +46,10 @@ func (cmd *herdCmd) check() error {
 		cmd.Live = min(100, cmd.N-1)
 	}
 	if cmd.Live < 0 || cmd.Live >= cmd.N || cmd.LiveRate <= 0 || cmd.Patience < 0 {
-		return usagef("--live must be 0 to one less than the connections, --live-rate more than 0, --patience not negative")
+		return usage.Errorf("--live must be 0 to one less than the connections, --live-rate more than 0, --patience not negative")
 	}
 	if cmd.Percent <= 0 || cmd.Percent > 100 {
-		return usagef("--percent must be more than 0 and at most 100")
+		return usage.Errorf("--percent must be more than 0 and at most 100")
 	}
 	cmd.Patience = patience(cmd.Patience, cmd.N)
 	return nil
@@ -112,7 +115,7 @@ func (cmd *herdCmd) drop(ctx context.Context, s *session, sub *subject) error {
 	stop := s.watch(sub, "come back", s.N, func(c *counts) int { return c.Open })
 	defer stop()
 	spent := sub.meter()
-	began := nanos()
+	began := machine.Now()
 	ran := make(chan error, 1)
 	keep := max(cmd.Live, s.N-int(math.Ceil(float64(s.N)*cmd.Percent/100)))
 	if cmd.Command != "" {

@@ -29,6 +29,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -79,7 +80,7 @@ func TestLies(t *testing.T) {
 
 // testEngine is an engine with open connections that have no sockets.
 func testEngine(conns int) *engine {
-	e := &engine{buf: make([]byte, 64<<10), hists: newHists(), now: nanos()}
+	e := &engine{buf: make([]byte, 64<<10), hists: newHists(), now: machine.Now()}
 	for _, name := range workerHists {
 		e.hists[name] = newHistogram()
 	}
@@ -91,9 +92,9 @@ func testEngine(conns int) *engine {
 
 func TestLateIsCountedExactly(t *testing.T) {
 	e := testEngine(1)
-	e.arm(&order{Run: "r", Rounds: 100, Late: time.Duration(nanos() / 2)})
+	e.arm(&order{Run: "r", Rounds: 100, Late: time.Duration(machine.Now() / 2)})
 	for seq := 1; seq <= 100; seq++ {
-		at := nanos()
+		at := machine.Now()
 		if seq%10 == 0 {
 			at = 1 // when the machine was started
 		}
@@ -116,7 +117,7 @@ func TestCountsAreExact(t *testing.T) {
 		seen, high := map[int]bool{}, 0
 		for range 2 * rounds {
 			seq := 1 + rng.IntN(rounds)
-			e.message(i, &e.conns[i], appendStamp([]byte(`{"x":"`), "abc", seq, nanos()))
+			e.message(i, &e.conns[i], appendStamp([]byte(`{"x":"`), "abc", seq, machine.Now()))
 			switch {
 			case seen[seq]:
 				doubled++
@@ -135,8 +136,8 @@ func TestCountsAreExact(t *testing.T) {
 	if c := e.total; c.Delivered != delivered || c.Doubled != doubled || c.Misordered != misordered {
 		t.Errorf("delivered %d, doubled %d, out of order %d; want %d, %d, %d", c.Delivered, c.Doubled, c.Misordered, delivered, doubled, misordered)
 	}
-	e.message(0, &e.conns[0], appendStamp(nil, "another", 1, nanos()))
-	e.message(0, &e.conns[0], appendStamp(nil, "abc", rounds+1, nanos()))
+	e.message(0, &e.conns[0], appendStamp(nil, "another", 1, machine.Now()))
+	e.message(0, &e.conns[0], appendStamp(nil, "abc", rounds+1, machine.Now()))
 	if e.total.Delivered != delivered || e.total.Doubled != doubled {
 		t.Error("a message of another run was counted")
 	}
@@ -421,7 +422,7 @@ func stream(e *engine, rounds int) []byte {
 	b = wire.AppendFrame(b, ws.OpText, []byte(`{"welcome":{"conn":"x"}}`))
 	b = wire.AppendFrame(b, ws.OpPong, []byte("?"))
 	for seq := 1; seq <= rounds; seq++ {
-		m := append(appendStamp([]byte(`{"topic":"t","data":"`), "run", seq, nanos()), bytes.Repeat([]byte("."), seq%200)...)
+		m := append(appendStamp([]byte(`{"topic":"t","data":"`), "run", seq, machine.Now()), bytes.Repeat([]byte("."), seq%200)...)
 		if seq%3 == 0 {
 			b = append(wire.AppendHeader(b, ws.OpText, false, 30), m[:30]...)
 			b = wire.AppendFrame(b, ws.OpPong, nil)
@@ -484,7 +485,7 @@ func FuzzTake(f *testing.F) {
 func TestTakeDoesNotAllocate(t *testing.T) {
 	e := testEngine(1)
 	e.arm(&order{Run: "run", Rounds: 1000, Late: time.Hour})
-	frame := wire.AppendFrame(nil, ws.OpText, appendStamp([]byte(`{"topic":"t","seq":1,"data":"`), "run", 5, nanos()))
+	frame := wire.AppendFrame(nil, ws.OpText, appendStamp([]byte(`{"topic":"t","seq":1,"data":"`), "run", 5, machine.Now()))
 	if n := testing.AllocsPerRun(1000, func() { e.take(0, &e.conns[0], frame) }); n != 0 {
 		t.Errorf("%v allocations a delivery", n)
 	}
@@ -522,7 +523,6 @@ func TestParse(t *testing.T) {
 		{cell(-2560, "B", true), "within noise"},
 		{cell(21_221_376, "MiB", true), "20.2 MiB"},
 		{cell(1_511_828_488, "MiB", true), "1,442 MiB"},
-		{commandLine("loadtest", []string{"x", "--url", "ws://h/?a={n}", "--api-key", "secret", "--api-key=secret"}), "loadtest --url 'ws://h/?a={n}' --api-key … --api-key=…"},
 	} {
 		if c.got != c.want {
 			t.Errorf("%q, want %q", c.got, c.want)
@@ -569,7 +569,7 @@ func TestProcessesAreSummed(t *testing.T) {
 	f := newFake(t)
 	pid := strconv.Itoa(cmd.Process.Pid)
 	o := loadtest(t, "connect", "--url", f.url, "-n", "5", "--hold", "1ms", "--pid", pid+","+pid)
-	one, err := readMemory(cmd.Process.Pid)
+	one, err := machine.ReadMemory(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}

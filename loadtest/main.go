@@ -23,10 +23,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // cli is the command line.
@@ -79,7 +80,7 @@ func run(ctx context.Context, args []string, std streams) int {
 		return 0
 	}
 	fmt.Fprintf(std.err, "loadtest: %s\n", err)
-	if _, usage := errors.AsType[usageError](err); usage {
+	if _, usage := errors.AsType[usage.Error](err); usage {
 		return 2
 	}
 	return 1
@@ -97,22 +98,4 @@ func (*workerCmd) Run(ctx context.Context) error {
 // nobody to report to.
 func endWith(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { os.Exit(1) })
-}
-
-// commandLine is how a program was called, for a shell, without keys.
-func commandLine(name string, args []string) string {
-	quoted := []string{name}
-	for k := 1; k < len(args); k++ {
-		a := args[k]
-		if hidden, ok := strings.CutPrefix(a, "--api-key="); ok && hidden != "" {
-			a = "--api-key=…"
-		} else if args[k-1] == "--api-key" {
-			a = "…"
-		}
-		if a == "" || strings.ContainsAny(a, " \t\"'`$\\&|;<>(){}[]*?!#~") {
-			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
-		}
-		quoted = append(quoted, a)
-	}
-	return strings.Join(quoted, " ")
 }

@@ -5,8 +5,6 @@ package main
 import (
 	"maps"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // The coordinator talks to its workers in lines of JSON: orders down a
@@ -163,16 +161,3 @@ func sumReasons(reasons map[string]uint64) (n uint64) {
 	}
 	return n
 }
-
-// clockBase ties Go's monotonic reading, which costs no system call, to the
-// clock that other processes read.
-var clockBase, clockStart = func() (int64, time.Time) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic(err) // the kernel has no clock
-	}
-	return ts.Nano(), time.Now()
-}()
-
-// nanos returns CLOCK_MONOTONIC.
-func nanos() int64 { return clockBase + int64(time.Since(clockStart)) }

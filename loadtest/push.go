@@ -13,7 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // pushCmd asks: N users are connected; what does a push to one of them cost,
@@ -48,10 +49,10 @@ func (pushCmd) Help() string {
 func (cmd *pushCmd) Run(ctx context.Context, std streams) error {
 	return execute(ctx, "push", cmd.common, std.out, std.err, func(s *session, sub *subject) error {
 		if cmd.Floor {
-			return usagef("push has no --floor: the bare loop has no users")
+			return usage.Errorf("push has no --floor: the bare loop has no users")
 		}
 		if cmd.Rounds < 1 {
-			return usagef("--rounds must be at least 1")
+			return usage.Errorf("--rounds must be at least 1")
 		}
 		return cmd.aim(s, sub)
 	}, func(ctx context.Context, s *session) error {
@@ -67,9 +68,9 @@ func (cmd *pushCmd) Run(ctx context.Context, std streams) error {
 func (p *pushing) aim(s *session, sub *subject) error {
 	switch {
 	case p.Publishers < 1 || p.PushRate < 0 || p.Batch < 0 || p.Duration <= 0 || p.Wait < 0:
-		return usagef("--publishers must be at least 1, --duration more than 0, --push-rate, --batch and --wait not negative")
+		return usage.Errorf("--publishers must be at least 1, --duration more than 0, --push-rate, --batch and --wait not negative")
 	case p.PushRate > 0 && p.PushRate*p.Duration.Seconds() > maxPushes:
-		return usagef("--push-rate and --duration make more than %s pushes", thousands(maxPushes))
+		return usage.Errorf("--push-rate and --duration make more than %s pushes", thousands(maxPushes))
 	}
 	if err := checkSize(p.Size); err != nil {
 		return err
@@ -78,7 +79,7 @@ func (p *pushing) aim(s *session, sub *subject) error {
 	p.Publishers = min(p.Publishers, s.N)
 	sub.URL, p.User = withUser(sub.URL, p.User)
 	if !strings.Contains(p.User, "{n}") {
-		return usagef("the user %q is the same on every connection: it needs {n}, the number of the connection", p.User)
+		return usage.Errorf("the user %q is the same on every connection: it needs {n}, the number of the connection", p.User)
 	}
 	_, err := p.to(s.AllowRemote)
 	return err
@@ -128,7 +129,7 @@ func (cmd *pushCmd) onOpen(ctx context.Context, s *session, sub *subject) error 
 	if err != nil {
 		return err
 	}
-	own, all := before.SelfC+ownCPU(), newPushed()
+	own, all := before.SelfC+machine.OwnCPU(), newPushed()
 	for r := 0; r < cmd.Rounds && err == nil && ctx.Err() == nil; r++ {
 		err = cmd.round(ctx, s, sub, r, posters, all)
 	}
@@ -206,13 +207,6 @@ func (p *pushing) volley(users int) (*volley, error) {
 	return v, nil
 }
 
-// ownCPU returns the CPU time that this process has used.
-func ownCPU() time.Duration {
-	var usage unix.Rusage
-	_ = unix.Getrusage(unix.RUSAGE_SELF, &usage) // its arguments are right
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
-}
-
 // generatorCPUs returns how many CPUs the generator may use.
 func (s *session) generatorCPUs() float64 {
 	if s.GenCPU >= 0 {
@@ -287,7 +281,7 @@ func (all *pushed) conclude(s *session, sub *subject, own time.Duration) error {
 	sub.putHist("http", all.http)
 	sub.putHist(histPush, sub.sums[histPush])
 	sub.putCPU("cpu_us_per_push")
-	used := c.SelfC + ownCPU() - own // by the workers, and by the publishers here
+	used := c.SelfC + machine.OwnCPU() - own // by the workers, and by the publishers here
 	sub.put("generator_cpu_us", float64(used.Microseconds())/float64(max(1, all.sent)))
 	if all.seconds > 0 {
 		sub.put("pushes_per_s", float64(all.sent-all.failed)/all.seconds)

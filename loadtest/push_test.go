@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // TestPushLies has a server lose a push, double one, give one to another user
@@ -278,7 +280,7 @@ func TestPushesAreCountedExactly(t *testing.T) {
 	e.plan.First = 10
 	e.expectPushes(&order{Run: "run"})
 	say := func(i, n, to int) {
-		e.message(i, &e.conns[i], appendStamp([]byte(`{"data":"`), "run", n, int64(to), nanos()))
+		e.message(i, &e.conns[i], appendStamp([]byte(`{"data":"`), "run", n, int64(to), machine.Now()))
 	}
 	say(0, 7, 10)
 	say(0, 9, 10)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -25,7 +26,7 @@ func (e *engine) read(i int, c *conn, ending bool) {
 		case errno == unix.EAGAIN:
 			return
 		case errno != 0:
-			e.ended(i, c, errnoName(errno))
+			e.ended(i, c, machine.ErrnoName(errno))
 			return
 		case n == 0:
 			e.ended(i, c, "end of stream")
@@ -130,7 +131,7 @@ func (e *engine) frame(i int, c *conn, h ws.Header, payload []byte) {
 	case h.OpCode == ws.OpPing:
 		e.total.Pings++
 		if errno := e.send(c, wire.AppendMasked(nil, ws.OpPong, true, [4]byte{1, 2, 3, 4}, payload)); errno != 0 {
-			e.lose(i, c, errnoName(errno))
+			e.lose(i, c, machine.ErrnoName(errno))
 		}
 	case h.OpCode == ws.OpClose:
 		how := "close without a code"
@@ -207,7 +208,7 @@ func (e *engine) flush(i int, c *conn) {
 	n, errno := floor.Send(int(c.fd), x.out)
 	if errno != 0 {
 		if errno != unix.EAGAIN {
-			e.ended(i, c, errnoName(errno))
+			e.ended(i, c, machine.ErrnoName(errno))
 		}
 		return
 	}

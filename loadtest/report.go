@@ -16,6 +16,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"github.com/tocsin-push/tocsin/internal/limits"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // figure is something that a scenario measures; its key is what --json calls
@@ -169,17 +170,17 @@ func (r *result) putHist(key string, h *hdrhistogram.Histogram) {
 
 // report is what a run tells.
 type report struct {
-	Scenario    string    `json:"scenario"`
-	Command     string    `json:"command"`
-	Server      string    `json:"server_command,omitempty"`
-	Started     time.Time `json:"started"`
-	Seconds     float64   `json:"seconds"`
-	Machine     machine   `json:"machine"`
-	Stages      []stage   `json:"stages,omitempty"`
-	Results     []*result `json:"results"` // the server, and the floor if it was asked for
-	Notes       []string  `json:"notes,omitempty"`
-	Interrupted bool      `json:"interrupted,omitempty"`
-	Error       string    `json:"error,omitempty"`
+	Scenario    string          `json:"scenario"`
+	Command     string          `json:"command"`
+	Server      string          `json:"server_command,omitempty"`
+	Started     time.Time       `json:"started"`
+	Seconds     float64         `json:"seconds"`
+	Machine     machine.Machine `json:"machine"`
+	Stages      []stage         `json:"stages,omitempty"`
+	Results     []*result       `json:"results"` // the server, and the floor if it was asked for
+	Notes       []string        `json:"notes,omitempty"`
+	Interrupted bool            `json:"interrupted,omitempty"`
+	Error       string          `json:"error,omitempty"`
 
 	pinned bool // server and floor had the same CPU to themselves
 }

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // TestPercentilesNeedSamples wants none above which there is no sample.
@@ -191,7 +193,7 @@ func TestLateIsNotSaturated(t *testing.T) {
 // server did not read.
 func TestFullSocketIsNotTheGeneratorsLag(t *testing.T) {
 	e := testEngine(1)
-	e.echo = echo{order: 1, active: 1, rate: 1000, start: nanos() - int64(time.Second), end: never, next: 1, frame: []byte("late")}
+	e.echo = echo{order: 1, active: 1, rate: 1000, start: machine.Now() - int64(time.Second), end: never, next: 1, frame: []byte("late")}
 	e.echo.catchUp(e, 0, &e.conns[0])
 	if n := e.hists[histLag].TotalCount(); n != 0 {
 		t.Errorf("%d of them count as its own lag", n)
@@ -201,8 +203,8 @@ func TestFullSocketIsNotTheGeneratorsLag(t *testing.T) {
 // TestGrowthLeavesOutEmptyCaches wants only caches that hold something of the
 // connections'.
 func TestGrowthLeavesOutEmptyCaches(t *testing.T) {
-	before := map[string]slab{"a": {100, 1000}, "b": {100, 1000}, "c": {100, 1000}, "proc_inode_cache": {}}
-	after := map[string]slab{"a": {200, 9000}, "b": {97, 9000}, "c": {100, 9000}, "proc_inode_cache": {900, 9000}}
+	before := map[string]machine.Slab{"a": {Objects: 100, Bytes: 1000}, "b": {Objects: 100, Bytes: 1000}, "c": {Objects: 100, Bytes: 1000}, "proc_inode_cache": {}}
+	after := map[string]machine.Slab{"a": {Objects: 200, Bytes: 9000}, "b": {Objects: 97, Bytes: 9000}, "c": {Objects: 100, Bytes: 9000}, "proc_inode_cache": {Objects: 900, Bytes: 9000}}
 	if got := growth(before, after, 100); len(got) != 1 || got[0].Cache != "a" || got[0].Objects != 1 {
 		t.Errorf("%+v", got)
 	}

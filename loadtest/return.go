@@ -2,7 +2,11 @@
 
 package main
 
-import "time"
+import (
+	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+)
 
 // herd brings connections back when they end.
 type herd struct {
@@ -43,7 +47,7 @@ func (e *engine) startHerd(o *order) {
 // left notes that a connection ended and has it come back.
 func (h *herd) left(e *engine, i int, c *conn) {
 	h.dropped++
-	h.changed = nanos()
+	h.changed = machine.Now()
 	h.since[i] = h.changed
 	e.dial.pending++
 	pause := time.Duration(0)
@@ -59,7 +63,7 @@ func (h *herd) returned(e *engine, i int) {
 		return
 	}
 	h.back++
-	h.changed = nanos()
+	h.changed = machine.Now()
 	e.record(histOutage, h.changed-h.since[i])
 	h.since[i] = 0
 }

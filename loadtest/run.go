@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/internal/limits"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // common are the flags of every scenario.
@@ -84,15 +86,15 @@ type session struct {
 // execute runs a scenario, writes what was measured, and returns what went
 // wrong. measure may return an error and leave results behind.
 func execute(ctx context.Context, name string, c common, out, status io.Writer, prepare func(s *session, sub *subject) error, measure func(context.Context, *session) error) error {
-	s := &session{common: c, progress: newProgress(status), start: time.Now(), packets: packetsDropped(), report: &report{
-		Scenario: name, Command: commandLine("loadtest", os.Args), Started: time.Now(), Machine: thisMachine(), Notes: c.Remark,
+	s := &session{common: c, progress: newProgress(status), start: time.Now(), packets: machine.PacketsDropped(), report: &report{
+		Scenario: name, Command: machine.CommandLine("loadtest", os.Args), Started: time.Now(), Machine: machine.This(), Notes: c.Remark,
 	}}
 	defer s.close()
 	err := s.setUp(ctx, prepare)
 	if err != nil {
 		return err // nothing was measured
 	}
-	s.report.Server = s.subjects[0].pids.commands()
+	s.report.Server = s.subjects[0].pids.Commands()
 	err = measure(ctx, s)
 	if s.report.Interrupted = ctx.Err() != nil; s.report.Interrupted {
 		err = nil
@@ -103,7 +105,7 @@ func execute(ctx context.Context, name string, c common, out, status io.Writer, 
 		s.closing(sub)
 		s.report.Results = append(s.report.Results, &sub.result)
 	}
-	if n := packetsDropped() - s.packets; n > 0 {
+	if n := machine.PacketsDropped() - s.packets; n > 0 {
 		s.report.note("the kernel threw %s packets away, which delays and can end connections: raise it: sysctl -w net.core.netdev_max_backlog=100000", thousands(float64(n)))
 	}
 	if err == nil {
@@ -133,11 +135,11 @@ func (s *session) close() {
 // setUp checks everything that can be checked before the first connection.
 func (s *session) setUp(ctx context.Context, prepare func(*session, *subject) error) error {
 	if s.N < 1 || s.Concurrency < 1 || s.Rate < 0 || s.Timeout <= 0 || s.Procs < 0 {
-		return usagef("--n, --concurrency and --timeout must be at least 1, --rate and --procs not negative")
+		return usage.Errorf("--n, --concurrency and --timeout must be at least 1, --rate and --procs not negative")
 	}
 	for _, cpu := range []int{s.ServerCPU, s.GenCPU} {
 		if cpu >= runtime.NumCPU() {
-			return usagef("there is no CPU %d: this machine has 0 to %d", cpu, runtime.NumCPU()-1)
+			return usage.Errorf("there is no CPU %d: this machine has 0 to %d", cpu, runtime.NumCPU()-1)
 		}
 	}
 	server := &subject{result: newResult("server", s.URL), pids: s.Pid}
@@ -152,17 +154,17 @@ func (s *session) setUp(ctx context.Context, prepare func(*session, *subject) er
 		return err
 	}
 	for _, pid := range s.Pid {
-		if _, err := cpuOf(pid); err != nil {
-			return usagef("--pid %d: there is no such process", pid)
+		if _, err := machine.CPU(pid); err != nil {
+			return usage.Errorf("--pid %d: there is no such process", pid)
 		}
 		if s.ServerCPU >= 0 {
-			if err := pin(pid, s.ServerCPU); err != nil {
+			if err := machine.Pin(pid, s.ServerCPU); err != nil {
 				return err
 			}
 		}
 	}
 	if s.GenCPU >= 0 {
-		if err := pin(os.Getpid(), s.GenCPU); err != nil {
+		if err := machine.Pin(os.Getpid(), s.GenCPU); err != nil {
 			return err
 		}
 	}

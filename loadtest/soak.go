@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
 // soakCmd asks: does a server hold all of this at once? One set of connections
@@ -31,7 +33,7 @@ func (cmd *soakCmd) Run(ctx context.Context, std streams) error {
 	herd := &herdCmd{common: cmd.common, bystanders: cmd.bystanders, Percent: cmd.Percent, Obey: true}
 	return execute(ctx, "soak", cmd.common, std.out, std.err, func(s *session, sub *subject) error {
 		if cmd.Floor {
-			return usagef("soak has no --floor: the other scenarios have")
+			return usage.Errorf("soak has no --floor: the other scenarios have")
 		}
 		return errors.Join(herd.check(), cmd.aim(s, sub, cmd.Rounds))
 	}, func(ctx context.Context, s *session) error {

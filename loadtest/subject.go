@@ -10,12 +10,14 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // subject is a server under test: the one that was asked for, or the floor.
 type subject struct {
 	result
-	pids    processes // none if not known
+	pids    machine.Processes // none if not known
 	targets []*target
 	fleet   *fleet
 	publish func(ctx context.Context, payload []byte) error
@@ -132,7 +134,7 @@ func (s *session) watch(sub *subject, what string, total int, done func(c *count
 		}
 		m := sample{at: time.Since(s.start), open: c.Open}
 		if len(sub.pids) > 0 {
-			if mem, err := sub.pids.memory(); err == nil {
+			if mem, err := sub.pids.Memory(); err == nil {
 				m.resident = mem.Resident
 				text += fmt.Sprintf(", server %d MiB", mem.Resident>>20)
 			}
@@ -164,9 +166,9 @@ func (s *session) watch(sub *subject, what string, total int, done func(c *count
 // meter returns a function that tells the CPU time the subject has used since,
 // NaN if its process is not known.
 func (sub *subject) meter() func() float64 {
-	before, err := sub.pids.cpu()
+	before, err := sub.pids.CPU()
 	return func() float64 {
-		after, err2 := sub.pids.cpu()
+		after, err2 := sub.pids.CPU()
 		if len(sub.pids) == 0 || err != nil || err2 != nil {
 			return math.NaN()
 		}
@@ -217,12 +219,12 @@ func (s *session) closing(sub *subject) {
 		sub.put("lost", float64(n))
 	}
 	if len(sub.pids) > 0 {
-		if m, err := sub.pids.memory(); err == nil {
+		if m, err := sub.pids.Memory(); err == nil {
 			sub.put("resident_bytes", float64(m.Resident))
 			sub.put("peak_bytes", float64(m.Peak))
 			sub.put("threads", float64(m.Threads))
 		}
-		if pss, err := sub.pids.proportional(); err == nil {
+		if pss, err := sub.pids.Proportional(); err == nil {
 			sub.put("proportional_bytes", float64(pss))
 		}
 	}

@@ -3,13 +3,7 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
-	"strconv"
 	"time"
 	"unsafe"
 
@@ -67,43 +61,4 @@ func openSocket(server, source unix.Sockaddr) (int, error) {
 		return -1, err
 	}
 	return fd, nil
-}
-
-// pin binds every thread of a process to one CPU; threads and processes that
-// it starts later inherit that.
-func pin(pid, cpu int) error {
-	var set unix.CPUSet
-	set.Set(cpu)
-	for range 2 { // a thread may have been started behind the first look's back
-		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-		if err != nil {
-			return fmt.Errorf("bind process %d to CPU %d: %w", pid, cpu, err)
-		}
-		for _, task := range tasks {
-			tid, _ := strconv.Atoi(task.Name())
-			if err := unix.SchedSetaffinity(tid, &set); err != nil && err != unix.ESRCH {
-				return fmt.Errorf("bind process %d to CPU %d: %w", pid, cpu, err)
-			}
-		}
-	}
-	return nil
-}
-
-// startOn starts cmd bound to a CPU from its first instruction, or anywhere if
-// cpu is negative.
-func startOn(cpu int, cmd *exec.Cmd) error {
-	if cpu < 0 {
-		return cmd.Start()
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var before, set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		return fmt.Errorf("sched_getaffinity: %w", err)
-	}
-	set.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("bind to CPU %d: %w", cpu, err)
-	}
-	return errors.Join(cmd.Start(), unix.SchedSetaffinity(0, &before))
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/gobwas/ws"
 	"golang.org/x/sys/unix"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -32,7 +33,7 @@ const lastReplies = 5 * time.Second
 // begins join when they are.
 func (e *engine) startEcho(o *order) {
 	t := &e.echo
-	e.now = nanos()
+	e.now = machine.Now()
 	*t = echo{
 		order: o.ID, active: min(o.Active, len(e.conns)), rate: o.Rate,
 		frame: wire.AppendMasked(nil, ws.OpText, true, [4]byte{0x37, 0xfa, 0x21, 0x3d}, []byte(o.Message)),
@@ -83,10 +84,10 @@ func (t *echo) share(i int) uint32 {
 // say sends one message.
 func (t *echo) say(e *engine, i int, c *conn) {
 	if t.rate == 0 {
-		c.at = nanos()
+		c.at = machine.Now()
 	}
 	if errno := e.send(c, t.frame); errno != 0 {
-		e.lose(i, c, errnoName(errno))
+		e.lose(i, c, machine.ErrnoName(errno))
 		return
 	}
 	c.sent++
@@ -111,7 +112,7 @@ func (e *engine) sendDue() {
 	for due := uint64(float64(now-t.start)*t.rate/1e9) + 1; t.next < due; t.next++ {
 		i := int(t.next % uint64(t.active))
 		if c := &e.conns[i]; c.free() {
-			e.record(histLag, nanos()-t.planned(i, c.sent)) // what a full socket holds back is the server's
+			e.record(histLag, machine.Now()-t.planned(i, c.sent)) // what a full socket holds back is the server's
 			t.say(e, i, c)
 		}
 	}
@@ -141,7 +142,7 @@ func (e *engine) replied(i int, c *conn) {
 	c.got++
 	t.waiting--
 	e.total.Replies++
-	e.record(histEcho, nanos()-began)
+	e.record(histEcho, machine.Now()-began)
 	if t.rate == 0 && e.now < t.end {
 		t.say(e, i, c)
 	}

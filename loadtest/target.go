@@ -20,13 +20,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 	"github.com/tocsin-push/tocsin/wire"
 )
-
-// usageError is a wish that cannot be; the program ends with status 2.
-type usageError struct{ error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 // target is a WebSocket URL as the generator sees it.
 type target struct {
@@ -45,9 +41,9 @@ func parseTarget(ctx context.Context, raw string, headers []string, remote bool)
 	u, err := url.Parse(raw)
 	switch {
 	case err != nil:
-		return nil, usagef("%s is not a URL: %w", raw, errors.Unwrap(err))
+		return nil, usage.Errorf("%s is not a URL: %w", raw, errors.Unwrap(err))
 	case !slices.Contains([]string{"ws", "wss", "http", "https"}, u.Scheme) || u.Host == "":
-		return nil, usagef("%s is not a WebSocket URL, as ws://127.0.0.1:8080/ws is", raw)
+		return nil, usage.Errorf("%s is not a WebSocket URL, as ws://127.0.0.1:8080/ws is", raw)
 	}
 	t := &target{url: u}
 	port := u.Port()
@@ -71,10 +67,10 @@ func parseTarget(ctx context.Context, raw string, headers []string, remote bool)
 	}
 	t.addr, err = netip.ParseAddrPort(net.JoinHostPort(ip.String(), port))
 	if err != nil {
-		return nil, usagef("%s: port %s is not one", raw, port)
+		return nil, usage.Errorf("%s: port %s is not one", raw, port)
 	}
 	if !ip.IsLoopback() && !remote {
-		return nil, usagef("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", raw)
+		return nil, usage.Errorf("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", raw)
 	}
 	path := u.EscapedPath()
 	if path == "" {
@@ -89,7 +85,7 @@ func parseTarget(ctx context.Context, raw string, headers []string, remote bool)
 	for _, h := range headers {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok || strings.ContainsAny(h, "\r\n") {
-			return nil, usagef("--header %q is not a name, a colon and a value", h)
+			return nil, usage.Errorf("--header %q is not a name, a colon and a value", h)
 		}
 		fmt.Fprintf(&b, "%s: %s\r\n", strings.TrimSpace(name), strings.TrimSpace(value))
 	}
@@ -172,7 +168,7 @@ func tlsHint(err error) string {
 func sourcesFor(conns int, targets []*target, given []string) ([]string, error) {
 	for _, s := range given {
 		if _, err := netip.ParseAddr(s); err != nil {
-			return nil, usagef("--source %s is not an IP address", s)
+			return nil, usage.Errorf("--source %s is not an IP address", s)
 		}
 	}
 	if len(given) > 0 {

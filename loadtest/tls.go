@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // tlsPlan is how the servers of a plan are spoken to in TLS.
@@ -158,7 +159,7 @@ func (e *engine) shaken(h handshake) {
 		floor.Close(fd) // given up meanwhile
 	case h.err != nil:
 		c.state = asked // the socket is the loop's again
-		e.fail(h.i, c, errnoName(h.err))
+		e.fail(h.i, c, machine.ErrnoName(h.err))
 	default:
 		c.more().tls = h.t
 		e.request(h.i, c)
@@ -180,7 +181,7 @@ func (e *engine) decrypt(i int, c *conn, b []byte) bool {
 		n, err := t.tls.Read(e.plain)
 		if answer := t.written(); len(answer) > 0 { // of TLS itself
 			if errno := e.put(c, answer); errno != 0 {
-				e.ended(i, c, errnoName(errno))
+				e.ended(i, c, machine.ErrnoName(errno))
 				return false
 			}
 		}

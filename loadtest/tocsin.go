@@ -13,14 +13,16 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // tocsin is a server that the bench started.
 type tocsin struct {
 	*subject
 	publisher publisher
-	idle      memory  // before the first connection
-	routines  float64 // and its goroutines then
+	idle      machine.Memory // before the first connection
+	routines  float64        // and its goroutines then
 	said      *lastLine
 	ended     chan string // how, when it did
 }
@@ -80,10 +82,10 @@ func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, err
 	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), b.Env...) // bound to one CPU, Go would take 1
 	cmd.Stdout, cmd.Stderr = t.said, t.said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not meant for it
-	if err := startOn(b.ServerCPU, cmd); err != nil {
+	if err := machine.StartOn(b.ServerCPU, cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", b.Tocsin, err)
 	}
-	t.subject = &subject{result: newResult("tocsin", "ws://"+listen+"/ws"+query), pids: processes{cmd.Process.Pid}}
+	t.subject = &subject{result: newResult("tocsin", "ws://"+listen+"/ws"+query), pids: machine.Processes{cmd.Process.Pid}}
 	t.stop = func() {
 		_ = cmd.Process.Kill() // a drain would take half a minute
 		<-t.ended
@@ -123,7 +125,7 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 	if t.routines, err = t.publisher.metric(ctx, goroutines); err != nil {
 		return err
 	}
-	t.idle, err = t.pids.memory()
+	t.idle, err = t.pids.Memory()
 	return err
 }
 

@@ -2,7 +2,11 @@
 
 package main
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+)
 
 // unicast follows the pushes of one round, each of which is for one
 // connection, exactly: a bit for each by its number.
@@ -48,7 +52,7 @@ func (u *unicast) take(e *engine, i int, c *conn, b []byte) bool {
 	}
 	u.came[n/8] |= 1 << (n % 8)
 	e.total.Delivered++
-	e.record(histPush, nanos()-due)
+	e.record(histPush, machine.Now()-due)
 	e.follow(c, n)
 	return true
 }

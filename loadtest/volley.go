@@ -22,6 +22,8 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // volley is one round of pushes. Each publisher has its own connection and its
@@ -100,7 +102,7 @@ const (
 func (v *volley) fly(ctx context.Context, posters []*poster) [][]fate {
 	// The pacer keeps its place in Go's scheduler while it sleeps.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1))
-	v.start = nanos()
+	v.start = machine.Now()
 	v.end = v.start + int64(v.duration)
 	fates := make([][]fate, len(posters))
 	var all sync.WaitGroup
@@ -125,8 +127,8 @@ func (v *volley) pace(ctx context.Context) {
 	runtime.LockOSThread()                             // for good: the thread ends with this function
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // without it waits are 50 µs longer, and that is all
 	for k := range v.requests {
-		for due := v.due(k); ctx.Err() == nil && nanos() < due; {
-			ts := unix.NsecToTimespec(min(due, nanos()+int64(tickEvery)))
+		for due := v.due(k); ctx.Err() == nil && machine.Now() < due; {
+			ts := unix.NsecToTimespec(min(due, machine.Now()+int64(tickEvery)))
 			_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) // a signal ends it, and then it is repeated
 		}
 		select {
@@ -139,12 +141,12 @@ func (v *volley) pace(ctx context.Context) {
 // wait returns when request k is due, false when there is none.
 func (v *volley) wait(ctx context.Context, k int) bool {
 	if v.every == 0 {
-		return ctx.Err() == nil && nanos() < v.end
+		return ctx.Err() == nil && machine.Now() < v.end
 	}
 	if k >= v.requests {
 		return false
 	}
-	for nanos() < v.due(k) {
+	for machine.Now() < v.due(k) {
 		select {
 		case <-v.bells[k%len(v.bells)]:
 		case <-ctx.Done():
@@ -159,11 +161,11 @@ func (v *volley) wait(ctx context.Context, k int) bool {
 func (v *volley) publish(ctx context.Context, p int, to *poster) (fates []fate) {
 	var body []byte
 	for k := p; ; k += len(v.bells) {
-		free := nanos()
+		free := machine.Now()
 		if !v.wait(ctx, k) {
 			return fates
 		}
-		began := nanos()
+		began := machine.Now()
 		due := began
 		if v.every > 0 {
 			due = v.due(k)
@@ -196,11 +198,11 @@ func (v *volley) appendPush(dst []byte, p, x int, due int64) []byte {
 func (v *volley) note(fates []fate, status int, answer []byte, err error, due, free, began int64) []fate {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.seconds = float64(nanos()-v.start) / 1e9
+	v.seconds = float64(machine.Now()-v.start) / 1e9
 	v.sent += v.batch
 	v.posted++
 	if err == nil {
-		_ = v.http.RecordValue(min(nanos()-due, int64(time.Hour))) // within its bounds by that
+		_ = v.http.RecordValue(min(machine.Now()-due, int64(time.Hour))) // within its bounds by that
 	}
 	if v.every > 0 {
 		_ = v.lag.RecordValue(min(began-max(due, free), int64(time.Hour)))
@@ -298,5 +300,5 @@ func why(err error) string {
 	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
 		err = inner
 	}
-	return errnoName(err)
+	return machine.ErrnoName(err)
 }

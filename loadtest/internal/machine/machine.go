@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package machine
 
 import (
 	"bytes"
@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine says where a run took place.
-type machine struct {
+// Machine says where a run takes place, and which of its limits matter.
+type Machine struct {
 	CPU         string `json:"cpu"`
 	CPUs        int    `json:"cpus"`
 	Memory      int64  `json:"memory_bytes"`
@@ -23,7 +23,9 @@ type machine struct {
 	Somaxconn   string `json:"somaxconn"`
 }
 
-func thisMachine() (m machine) {
+// This returns the machine that the program runs on; what /proc does not tell
+// is left empty.
+func This() (m Machine) {
 	m.CPUs = runtime.NumCPU()
 	m.CPU = runtime.GOARCH
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -56,11 +58,11 @@ func setting(path string) string {
 }
 
 // Limits are those that a run depends on, in a line.
-func (m machine) Limits() string {
+func (m Machine) Limits() string {
 	return fmt.Sprintf("%d descriptors a process, local ports %s, somaxconn %s", m.Descriptors, m.PortRange, m.Somaxconn)
 }
 
 // String is the machine in a line.
-func (m machine) String() string {
+func (m Machine) String() string {
 	return fmt.Sprintf("%d × %s, %d GiB, Linux %s", m.CPUs, m.CPU, (m.Memory+1<<29)>>30, m.Kernel)
 }
