@@ -4,17 +4,16 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
@@ -34,21 +33,6 @@ type benchCmd struct {
 	Trace     bool          `help:"Tell every round on standard error."`
 }
 
-// benchRow is one line of the answer.
-type benchRow struct {
-	Row      string    `json:"row"`
-	N        int       `json:"n"`
-	What     string    `json:"what"`
-	Unit     string    `json:"unit"`
-	Measured float64   `json:"measured"`
-	Floor    float64   `json:"floor,omitempty"`
-	Ratio    float64   `json:"ratio,omitempty"`
-	Bar      float64   `json:"bar"` // of the ratio, or of what was measured where there is no floor
-	Met      bool      `json:"met"`
-	Rounds   []float64 `json:"rounds,omitempty"` // tocsin's, in turn with
-	Floors   []float64 `json:"floors,omitempty"`
-}
-
 func (cmd *benchCmd) Run(ctx context.Context, std streams) error {
 	if cmd.Rounds < 1 || cmd.Active < 1 || cmd.Duration <= 0 || slices.Min(cmd.N) < 1 {
 		return usage.Errorf("--n, --rounds, --active and --duration must be at least 1")
@@ -61,27 +45,32 @@ func (cmd *benchCmd) Run(ctx context.Context, std streams) error {
 			return err
 		}
 	}
-	b := &bench{benchCmd: cmd, progress: newProgress(std.err), status: std.err}
+	b := &bench{benchCmd: cmd, progress: report.NewProgress(std.err), status: std.err}
 	var err error
 	for _, n := range cmd.N {
 		if err = b.size(ctx, n); err != nil {
 			break
 		}
 	}
-	b.progress.end()
+	b.progress.End()
 	b.growth()
 	if ctx.Err() != nil {
 		err = errors.New("interrupted; the rows are what was measured until then")
 	}
-	return errors.Join(b.write(std.out), err)
+	told := report.Bench{Machine: machine.This(), Rows: b.rows}
+	tell := told.WriteTable
+	if b.JSON {
+		tell = told.WriteJSON
+	}
+	return errors.Join(tell(std.out), err)
 }
 
 // bench is one run of it.
 type bench struct {
 	*benchCmd
-	progress *progress
+	progress *report.Progress
 	status   io.Writer
-	rows     []benchRow
+	rows     []report.Row
 }
 
 func (b *bench) has(rows ...string) bool {
@@ -129,19 +118,19 @@ func (b *bench) memory(ctx context.Context, n int, row, query string, bar float6
 	}
 	if b.has(row) {
 		what := map[string]string{"memory": "memory a connection: user and shared topic", "own-topic": "memory a connection: a topic of its own too"}[row]
-		b.add(benchRow{Row: row, N: n, What: what, Unit: "B", Measured: float64(after.Resident-t.idle.Resident) / float64(n), Bar: bar})
+		b.add(report.Row{Row: row, N: n, What: what, Unit: "B", Measured: float64(after.Resident-t.idle.Resident) / float64(n), Bar: bar})
 	}
 	if row != "memory" || !b.has("idle") {
 		return nil
 	}
 	// Under a tenth of a percent, a server has nothing to do; its runtime looks
 	// around now and then.
-	b.add(benchRow{Row: "idle", N: n, What: "CPU while idle, pings off", Unit: "%", Measured: t.Values["idle_cpu_percent"], Bar: 0.1})
+	b.add(report.Row{Row: "idle", N: n, What: "CPU while idle, pings off", Unit: "%", Measured: t.Values["idle_cpu_percent"], Bar: 0.1})
 	routines, err := t.publisher.metric(ctx, goroutines)
 	if err != nil {
 		return err
 	}
-	b.add(benchRow{Row: "idle", N: n, What: "goroutines more than with none open", Unit: "", Measured: routines - t.routines, Bar: 4})
+	b.add(report.Row{Row: "idle", N: n, What: "goroutines more than with none open", Unit: "", Measured: routines - t.routines, Bar: 4})
 	return nil
 }
 
@@ -182,7 +171,7 @@ func (b *bench) work(ctx context.Context, n int) error {
 			return b.blame(t, err)
 		}
 		v := t.Values
-		b.add(benchRow{
+		b.add(report.Row{
 			Row: "delivery", N: n, What: "deliveries missing, doubled or out of order", Unit: "",
 			Measured: v["missing"] + v["doubled"] + v["misordered"], Bar: 0,
 		})
@@ -220,7 +209,7 @@ func (b *bench) push(ctx context.Context, s *session, n int, t *tocsin) error {
 	if err := t.pushVerdict(); err != nil {
 		return err
 	}
-	b.add(benchRow{
+	b.add(report.Row{
 		Row: "push", N: n, What: fmt.Sprintf("CPU of a push over HTTP, %d keep-alive connections", cmd.Publishers), Unit: "µs",
 		Measured: median(t.cpu), Bar: 45, Rounds: t.cpu,
 	})
@@ -289,10 +278,10 @@ func (b *bench) measured(ctx context.Context, s *session, n int, row, what strin
 
 // compare adds a row from the rounds of the server and the floor.
 func (b *bench) compare(row, what string, n int, bar float64, both []*subject) error {
-	r := benchRow{Row: row, N: n, What: what, Unit: "µs", Bar: bar, Rounds: both[0].cpu, Floors: both[1].cpu}
+	r := report.Row{Row: row, N: n, What: what, Unit: "µs", Bar: bar, Rounds: both[0].cpu, Floors: both[1].cpu}
 	both[0].cpu, both[1].cpu = nil, nil
 	if len(r.Rounds) < b.Rounds || len(r.Floors) < b.Rounds {
-		return fmt.Errorf("row %s, %s connections: too short to measure: raise --duration, %s", row, thousands(float64(n)), b.Duration)
+		return fmt.Errorf("row %s, %s connections: too short to measure: raise --duration, %s", row, report.Thousands(float64(n)), b.Duration)
 	}
 	r.Measured, r.Floor = median(r.Rounds), median(r.Floors)
 	var ratios []float64 // of neighbours, so that a machine that slows down does not count
@@ -304,7 +293,7 @@ func (b *bench) compare(row, what string, n int, bar float64, both []*subject) e
 	return nil
 }
 
-func (b *bench) add(r benchRow) {
+func (b *bench) add(r report.Row) {
 	r.Met = r.Measured <= r.Bar
 	if r.Floor > 0 {
 		r.Met = r.Ratio <= r.Bar
@@ -322,44 +311,17 @@ func (b *bench) growth() {
 	for _, r := range slices.Clone(b.rows) {
 		for _, big := range slices.Clone(b.rows) {
 			if r.Floor > 0 && big.Floor > 0 && r.N == first && big.N == last && big.N > r.N && big.Row == r.Row {
-				b.add(benchRow{Row: "growth", N: last, What: "growth of the ratio of " + r.Row + " from " + thousands(float64(first)), Unit: "×", Measured: big.Ratio / r.Ratio, Bar: 1.15})
+				b.add(report.Row{Row: "growth", N: last, What: "growth of the ratio of " + r.Row + " from " + report.Thousands(float64(first)), Unit: "×", Measured: big.Ratio / r.Ratio, Bar: 1.15})
 			}
 		}
 	}
-}
-
-func (b *bench) write(w io.Writer) error {
-	if b.JSON {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(struct {
-			Machine machine.Machine `json:"machine"`
-			Rows    []benchRow      `json:"rows"`
-		}{machine.This(), b.rows})
-	}
-	fmt.Fprintln(w, machine.This())
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(t, "%-56s\tn\tmeasured\tfloor\tratio\tto reach\t\t\n", "")
-	for _, r := range b.rows {
-		floor, ratio := "", ""
-		reach := "≤ " + cell(r.Bar, r.Unit, true)
-		if r.Floor > 0 {
-			floor, ratio, reach = cell(r.Floor, r.Unit, true), fmt.Sprintf("%.2f", r.Ratio), fmt.Sprintf("≤ %.2f", r.Bar)
-		}
-		met := "yes"
-		if !r.Met {
-			met = "NO"
-		}
-		fmt.Fprintf(t, "%-56s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", r.What, thousands(float64(r.N)), cell(r.Measured, r.Unit, true), floor, ratio, reach, met)
-	}
-	return t.Flush()
 }
 
 // session makes a session that reports nothing by itself.
 func (b *bench) session(sub *subject, n int, more ...*subject) *session {
 	return &session{
 		common:   common{N: n, Concurrency: 100, Timeout: 30 * time.Second},
-		progress: b.progress, report: &report{}, subjects: append([]*subject{sub}, more...), start: time.Now(),
+		progress: b.progress, report: &report.Report{}, subjects: append([]*subject{sub}, more...), start: time.Now(),
 	}
 }
 

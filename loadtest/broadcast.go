@@ -305,18 +305,18 @@ func (b *broadcast) conclude(s *session) error {
 			return err
 		}
 		c, all := &sub.sum, &b.all[k]
-		sub.put("generator_cpu_us", float64((c.SelfC-all.own).Microseconds())/float64(max(1, c.Delivered)))
-		sub.put("rounds", float64(all.rounds))
-		sub.put("expected", float64(all.expected))
-		sub.put("delivered", float64(c.Delivered))
-		sub.put("missing", float64(max(0, all.expected-int(c.Delivered))))
-		sub.put("doubled", float64(c.Doubled))
-		sub.put("misordered", float64(c.Misordered))
-		sub.put("late", float64(c.Late))
-		sub.putHist("delivery", sub.sums[histDelivery])
-		sub.putHist("fanout", all.spread)
+		sub.Put("generator_cpu_us", float64((c.SelfC-all.own).Microseconds())/float64(max(1, c.Delivered)))
+		sub.Put("rounds", float64(all.rounds))
+		sub.Put("expected", float64(all.expected))
+		sub.Put("delivered", float64(c.Delivered))
+		sub.Put("missing", float64(max(0, all.expected-int(c.Delivered))))
+		sub.Put("doubled", float64(c.Doubled))
+		sub.Put("misordered", float64(c.Misordered))
+		sub.Put("late", float64(c.Late))
+		sub.PutHist("delivery", sub.sums[histDelivery])
+		sub.PutHist("fanout", all.spread)
 		if all.seconds > 0 {
-			sub.put("deliveries_per_s", float64(c.Delivered)/all.seconds)
+			sub.Put("deliveries_per_s", float64(c.Delivered)/all.seconds)
 		}
 		sub.putCPU("cpu_us_per_delivery")
 	}

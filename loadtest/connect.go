@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 )
 
 // connectCmd asks: how many, how fast, at what memory each?
@@ -72,13 +73,13 @@ func (s *session) connect(ctx context.Context, sub *subject) (empty footprint, e
 	if sub.fleet == nil {
 		return empty, err
 	}
-	sub.put("connect_s", took.Seconds())
-	sub.put("connects_per_s", float64(sub.first.Opened)/took.Seconds())
+	sub.Put("connect_s", took.Seconds())
+	sub.Put("connects_per_s", float64(sub.first.Opened)/took.Seconds())
 	if sub.first.Opened > 0 && !math.IsNaN(used) {
-		sub.put("cpu_us_per_connect", used/float64(sub.first.Opened))
+		sub.Put("cpu_us_per_connect", used/float64(sub.first.Opened))
 	}
-	sub.putHist(histHandshake, sub.hists[histHandshake])
-	sub.put("generator_cpu_us", float64(sub.first.SelfC.Microseconds())/float64(max(1, sub.first.Attempts)))
+	sub.PutHist(histHandshake, sub.handshakes)
+	sub.Put("generator_cpu_us", float64(sub.first.SelfC.Microseconds())/float64(max(1, sub.first.Attempts)))
 	return empty, err
 }
 
@@ -94,11 +95,11 @@ func (s *session) settle(ctx context.Context, sub *subject, empty footprint, d t
 		return err
 	}
 	if len(sub.pids) > 0 {
-		sub.put("hold_bytes", float64(full.Resident))
-		sub.put("user_bytes_per_connection", float64(full.Resident-empty.Resident)/float64(n))
+		sub.Put("hold_bytes", float64(full.Resident))
+		sub.Put("user_bytes_per_connection", float64(full.Resident-empty.Resident)/float64(n))
 	}
 	if err := cmp.Or(empty.err, full.err); err != nil {
-		s.report.note("kernel memory is not told: %v", err)
+		s.report.Note("kernel memory is not told: %v", err)
 		return nil
 	}
 	sub.kernel(growth(empty.slabs, full.slabs, n))
@@ -108,16 +109,16 @@ func (s *session) settle(ctx context.Context, sub *subject, empty footprint, d t
 // kernel notes what the kernel's caches grew by. Both ends are on this
 // machine, so that the server's half is an estimate; nothing of it is the
 // server's if the server is elsewhere.
-func (sub *subject) kernel(deltas []slabDelta) {
-	slices.SortFunc(deltas, func(a, b slabDelta) int { return cmp.Compare(b.Bytes, a.Bytes) })
-	sub.Slabs = deltas
+func (sub *subject) kernel(deltas []report.Cache) {
+	slices.SortFunc(deltas, func(a, b report.Cache) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	sub.Caches = deltas
 	var all float64
 	for _, d := range deltas {
 		all += d.Bytes
 	}
-	sub.put("kernel_bytes_per_connection", all)
+	sub.Put("kernel_bytes_per_connection", all)
 	if sub.targets[0].addr.Addr().IsLoopback() {
-		sub.put("kernel_server_bytes_per_connection", all/2)
+		sub.Put("kernel_server_bytes_per_connection", all/2)
 	}
 }
 
@@ -135,23 +136,20 @@ func (s *session) hold(ctx context.Context, sub *subject, d time.Duration) {
 	case <-time.After(d):
 	}
 	if us := spent(); !math.IsNaN(us) {
-		sub.put("idle_cpu_percent", 100*us/float64(time.Since(began).Microseconds()))
+		sub.Put("idle_cpu_percent", 100*us/float64(time.Since(began).Microseconds()))
 	}
-}
-
-// slabDelta is how much a cache grew for n connections.
-type slabDelta struct {
-	Cache   string  `json:"cache"`
-	Objects float64 `json:"objects_per_connection"`
-	Bytes   float64 `json:"bytes_per_connection"`
 }
 
 // growth lists the caches that grew by a byte a connection or more, and by an
 // object for every hundred: others hold nothing of the connections'. Nor does
 // that of /proc, which grows when somebody looks at descriptors.
-func growth(before, after map[string]machine.Slab, n int) (deltas []slabDelta) {
+func growth(before, after map[string]machine.Slab, n int) (deltas []report.Cache) {
 	for name, a := range after {
-		d := slabDelta{name, float64(a.Objects-before[name].Objects) / float64(n), float64(a.Bytes-before[name].Bytes) / float64(n)}
+		d := report.Cache{
+			Name:    name,
+			Objects: float64(a.Objects-before[name].Objects) / float64(n),
+			Bytes:   float64(a.Bytes-before[name].Bytes) / float64(n),
+		}
 		if d.Bytes >= 1 && d.Objects >= 0.01 && name != "proc_inode_cache" {
 			deltas = append(deltas, d)
 		}

@@ -83,14 +83,14 @@ func (cmd *echoCmd) onOpen(ctx context.Context, s *session) error {
 		if cErr != nil {
 			return cErr
 		}
-		sub.put("active", float64(cmd.Active))
-		sub.put("sent", float64(c.Sent))
-		sub.put("replies", float64(c.Replies))
-		sub.put("unanswered", float64(c.Sent-c.Replies))
+		sub.Put("active", float64(cmd.Active))
+		sub.Put("sent", float64(c.Sent))
+		sub.Put("replies", float64(c.Replies))
+		sub.Put("unanswered", float64(c.Sent-c.Replies))
 		if seconds[k] > 0 {
-			sub.put("messages_per_s", float64(c.Replies)/seconds[k])
+			sub.Put("messages_per_s", float64(c.Replies)/seconds[k])
 		}
-		sub.putHist("echo", hists[histEcho])
+		sub.PutHist("echo", hists[histEcho])
 		sub.putCPU("cpu_us_per_message")
 	}
 	return err

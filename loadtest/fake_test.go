@@ -20,6 +20,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -226,7 +227,7 @@ type outcome struct {
 		Failures map[string]uint64
 		Refused  map[string]uint64 `json:"pushes_failed"`
 	}
-	Stages []stage
+	Stages []report.Stage
 	Error  string
 	Notes  []string
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/floor"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
@@ -70,7 +71,7 @@ func startFloor(cpu int) (*subject, error) {
 		return nil, errors.New("the floor did not start")
 	}
 	at := strings.TrimSpace(line)
-	sub := &subject{result: newResult("floor", "ws://"+at+"/"), pids: machine.Processes{cmd.Process.Pid}, stop: stop}
+	sub := &subject{Result: report.NewResult("floor", "ws://"+at+"/"), pids: machine.Processes{cmd.Process.Pid}, stop: stop}
 	p := publisher{Trigger: "http://" + at + "/", Size: minPayload, Late: time.Hour, Wait: time.Hour}
 	if err := p.aim(&session{}, sub, 1); err != nil {
 		stop()
@@ -89,7 +90,7 @@ type floorCmd struct {
 
 	ServerCPU int `default:"-1" placeholder:"CPU" help:"Bind the floor to this CPU."`
 	GenCPU    int `name:"generator-cpu" default:"-1" placeholder:"CPU" help:"Bind the generator to this CPU."`
-	output
+	report.Output
 }
 
 func (cmd *floorCmd) Run(ctx context.Context, std streams) error {
@@ -99,7 +100,7 @@ func (cmd *floorCmd) Run(ctx context.Context, std streams) error {
 	}
 	c := common{
 		URL: sub.URL, N: cmd.N, Pid: sub.pids, Concurrency: 100, Timeout: 30 * time.Second,
-		ServerCPU: -1, GenCPU: cmd.GenCPU, output: cmd.output,
+		ServerCPU: -1, GenCPU: cmd.GenCPU, Output: cmd.Output,
 	}
 	b := broadcastCmd{
 		publisher: publisher{Trigger: "http" + strings.TrimPrefix(sub.URL, "ws"), Size: cmd.Size, Late: 250 * time.Millisecond},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
@@ -63,7 +64,7 @@ func (cmd *herdCmd) measure(ctx context.Context, s *session) error {
 		if err := cmd.one(ctx, s, sub); err != nil {
 			return err
 		}
-		sub.putHist(histHandshake, sub.sums[histHandshake])
+		sub.PutHist(histHandshake, sub.sums[histHandshake])
 	}
 	return nil
 }
@@ -83,7 +84,7 @@ func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
 	if err != nil || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
 	}
-	sub.putHist("before", hists[histEcho])
+	sub.PutHist("before", hists[histEcho])
 
 	live.Duration = cmd.Patience
 	talkCtx, hush := context.WithCancel(ctx)
@@ -105,8 +106,8 @@ func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
 	if err != nil {
 		return err
 	}
-	sub.putHist("meanwhile", hists[histEcho])
-	sub.putHist("outage", hists[histOutage])
+	sub.PutHist("meanwhile", hists[histEcho])
+	sub.PutHist("outage", hists[histOutage])
 	return ctx.Err()
 }
 
@@ -141,16 +142,16 @@ func (cmd *herdCmd) drop(ctx context.Context, s *session, sub *subject) error {
 		dropped, back, last = dropped+t.Round.Expected, back+t.Round.Got, max(last, t.Round.Last)
 	}
 	c := sub.fleet.now()
-	sub.put("dropped", float64(dropped))
-	sub.put("back", float64(back))
-	sub.put("back_s", float64(last-began)/1e9)
-	sub.put("attempts", float64(c.Attempts))
-	sub.put("goodbyes", float64(c.Goodbyes))
+	sub.Put("dropped", float64(dropped))
+	sub.Put("back", float64(back))
+	sub.Put("back_s", float64(last-began)/1e9)
+	sub.Put("attempts", float64(c.Attempts))
+	sub.Put("goodbyes", float64(c.Goodbyes))
 	if used := spent(); back > 0 && !math.IsNaN(used) {
-		sub.put("cpu_us_per_return", used/float64(back))
+		sub.Put("cpu_us_per_return", used/float64(back))
 	}
 	if back < dropped && ctx.Err() == nil {
-		return fmt.Errorf("%s: %s of %s connections did not come back within %s", sub.Name, thousands(float64(dropped-back)), thousands(float64(dropped)), cmd.Patience)
+		return fmt.Errorf("%s: %s of %s connections did not come back within %s", sub.Name, report.Thousands(float64(dropped-back)), report.Thousands(float64(dropped)), cmd.Patience)
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
@@ -70,7 +71,7 @@ func (p *pushing) aim(s *session, sub *subject) error {
 	case p.Publishers < 1 || p.PushRate < 0 || p.Batch < 0 || p.Duration <= 0 || p.Wait < 0:
 		return usage.Errorf("--publishers must be at least 1, --duration more than 0, --push-rate, --batch and --wait not negative")
 	case p.PushRate > 0 && p.PushRate*p.Duration.Seconds() > maxPushes:
-		return usage.Errorf("--push-rate and --duration make more than %s pushes", thousands(maxPushes))
+		return usage.Errorf("--push-rate and --duration make more than %s pushes", report.Thousands(maxPushes))
 	}
 	if err := checkSize(p.Size); err != nil {
 		return err
@@ -267,31 +268,31 @@ func (all *pushed) conclude(s *session, sub *subject, own time.Duration) error {
 		return err
 	}
 	c := &sub.sum
-	sub.put("pushes", float64(all.sent))
+	sub.Put("pushes", float64(all.sent))
 	for key, n := range map[string]int{
 		"receipt_written": all.written, "receipt_queued": all.queued, "receipt_dropped": all.dropped, "receipt_failed": all.failed,
 		"receipt_false": all.untrue, "expected": all.promised, "missing": all.missing,
 	} {
-		sub.put(key, float64(n))
+		sub.Put(key, float64(n))
 	}
 	for key, n := range map[string]uint64{"delivered": c.Delivered, "doubled": c.Doubled, "misordered": c.Misordered, "foreign": c.Foreign} {
-		sub.put(key, float64(n))
+		sub.Put(key, float64(n))
 	}
 	sub.Refused = addReasons(sub.Refused, all.reasons)
-	sub.putHist("http", all.http)
-	sub.putHist(histPush, sub.sums[histPush])
+	sub.PutHist("http", all.http)
+	sub.PutHist(histPush, sub.sums[histPush])
 	sub.putCPU("cpu_us_per_push")
 	used := c.SelfC + machine.OwnCPU() - own // by the workers, and by the publishers here
-	sub.put("generator_cpu_us", float64(used.Microseconds())/float64(max(1, all.sent)))
+	sub.Put("generator_cpu_us", float64(used.Microseconds())/float64(max(1, all.sent)))
 	if all.seconds > 0 {
-		sub.put("pushes_per_s", float64(all.sent-all.failed)/all.seconds)
+		sub.Put("pushes_per_s", float64(all.sent-all.failed)/all.seconds)
 		c.Busy = max(c.Busy, used.Seconds()/all.seconds/s.generatorCPUs())
 	}
 	if late := all.lag; late.TotalCount() > 0 {
 		sub.sums[histLag] = late
 	}
 	if share := float64(all.held) / float64(max(1, all.posted)); share > 0.01 {
-		s.report.note("%s: %.0f %% of the requests were due while their connection still waited for an answer; more --publishers send them when they are due", sub.Name, 100*share)
+		s.report.Note("%s: %.0f %% of the requests were due while their connection still waited for an answer; more --publishers send them when they are due", sub.Name, 100*share)
 	}
 	return nil
 }
@@ -308,11 +309,11 @@ func (sub *subject) pushVerdict() error {
 		{"receipt_false", "receipts false"},
 	} {
 		if n := sub.Values[w.key]; n > 0 {
-			wrong = append(wrong, w.text+" "+thousands(n))
+			wrong = append(wrong, w.text+" "+report.Thousands(n))
 		}
 	}
 	if wrong == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: of %s pushes %s", sub.Name, thousands(sub.Values["pushes"]), strings.Join(wrong, ", "))
+	return fmt.Errorf("%s: of %s pushes %s", sub.Name, report.Thousands(sub.Values["pushes"]), strings.Join(wrong, ", "))
 }

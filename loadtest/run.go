@@ -14,6 +14,7 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/limits"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
@@ -34,50 +35,14 @@ type common struct {
 	Floor       bool          `help:"Measure a bare loop of system calls beside the server, in turns, and tell the ratio of their CPU time; of times and rates too if --pid and --server-cpu bind both to a CPU."`
 	ServerCPU   int           `default:"-1" placeholder:"CPU" help:"Bind the server (--pid) and the floor to this CPU. A Go server then wants GOMAXPROCS=2 in its environment."`
 	GenCPU      int           `name:"generator-cpu" default:"-1" placeholder:"CPU" help:"Bind the generator to this CPU."`
-	output
-}
-
-// output are the flags of the report.
-type output struct {
-	JSON     bool     `name:"json" help:"Print the report as JSON."`
-	Report   string   `placeholder:"FILE.html" type:"path" help:"Write the report as one self-contained HTML file too."`
-	Markdown string   `placeholder:"FILE.md" type:"path" help:"Write the report as Markdown too, with the plots of --plots."`
-	Plots    string   `placeholder:"PREFIX" type:"path" help:"Write the plots too, each as PREFIX-name.svg."`
-	Remark   []string `sep:"none" placeholder:"TEXT" help:"Say this in the report as well."`
-}
-
-// write writes the report everywhere.
-func (o *output) write(r *report, out io.Writer) error {
-	tell := r.writeTable
-	if o.JSON {
-		tell = r.writeJSON
-	}
-	err := tell(out)
-	plots, plotErr := r.plots()
-	err = errors.Join(err, plotErr)
-	if o.Plots != "" {
-		for k := range plots {
-			err = errors.Join(err, plots[k].write(o.Plots))
-		}
-	}
-	if o.Markdown != "" {
-		shown := plots
-		if o.Plots == "" {
-			shown = nil // they are nowhere
-		}
-		err = errors.Join(err, r.writeMarkdown(o.Markdown, shown, o.Plots))
-	}
-	if o.Report != "" {
-		err = errors.Join(err, r.writeHTML(o.Report, plots))
-	}
-	return err
+	report.Output
 }
 
 // session is one run of a scenario.
 type session struct {
 	common
-	report   *report
-	progress *progress
+	report   *report.Report
+	progress *report.Progress
 	subjects []*subject // the server, then the floor
 	start    time.Time
 	packets  int64 // that the kernel had thrown away before
@@ -86,7 +51,7 @@ type session struct {
 // execute runs a scenario, writes what was measured, and returns what went
 // wrong. measure may return an error and leave results behind.
 func execute(ctx context.Context, name string, c common, out, status io.Writer, prepare func(s *session, sub *subject) error, measure func(context.Context, *session) error) error {
-	s := &session{common: c, progress: newProgress(status), start: time.Now(), packets: machine.PacketsDropped(), report: &report{
+	s := &session{common: c, progress: report.NewProgress(status), start: time.Now(), packets: machine.PacketsDropped(), report: &report.Report{
 		Scenario: name, Command: machine.CommandLine("loadtest", os.Args), Started: time.Now(), Machine: machine.This(), Notes: c.Remark,
 	}}
 	defer s.close()
@@ -99,14 +64,14 @@ func execute(ctx context.Context, name string, c common, out, status io.Writer, 
 	if s.report.Interrupted = ctx.Err() != nil; s.report.Interrupted {
 		err = nil
 	}
-	s.progress.end()
+	s.progress.End()
 	s.report.Seconds = time.Since(s.start).Seconds()
 	for _, sub := range s.subjects {
 		s.closing(sub)
-		s.report.Results = append(s.report.Results, &sub.result)
+		s.report.Results = append(s.report.Results, &sub.Result)
 	}
 	if n := machine.PacketsDropped() - s.packets; n > 0 {
-		s.report.note("the kernel threw %s packets away, which delays and can end connections: raise it: sysctl -w net.core.netdev_max_backlog=100000", thousands(float64(n)))
+		s.report.Note("the kernel threw %s packets away, which delays and can end connections: raise it: sysctl -w net.core.netdev_max_backlog=100000", report.Thousands(float64(n)))
 	}
 	if err == nil {
 		err = s.verdict()
@@ -117,11 +82,11 @@ func execute(ctx context.Context, name string, c common, out, status io.Writer, 
 	if err != nil {
 		s.report.Error = err.Error()
 	}
-	return errors.Join(err, s.write(s.report, out))
+	return errors.Join(err, s.Write(s.report, out))
 }
 
 func (s *session) close() {
-	s.progress.end()
+	s.progress.End()
 	for _, sub := range s.subjects {
 		if sub.fleet != nil {
 			sub.fleet.close()
@@ -142,9 +107,9 @@ func (s *session) setUp(ctx context.Context, prepare func(*session, *subject) er
 			return usage.Errorf("there is no CPU %d: this machine has 0 to %d", cpu, runtime.NumCPU()-1)
 		}
 	}
-	server := &subject{result: newResult("server", s.URL), pids: s.Pid}
+	server := &subject{Result: report.NewResult("server", s.URL), pids: s.Pid}
 	s.subjects = []*subject{server}
-	s.report.pinned = s.ServerCPU >= 0 && len(s.Pid) > 0
+	s.report.Pinned = s.ServerCPU >= 0 && len(s.Pid) > 0
 	if prepare != nil {
 		if err := prepare(s, server); err != nil {
 			return err
@@ -231,13 +196,13 @@ func (s *session) checkLimits() error {
 		switch {
 		case f.OK:
 		case f.Allows == limits.Unbounded || f.Allows >= conns:
-			s.report.note("%s", f)
+			s.report.Note("%s", f)
 		default:
 			low = append(low, f.String())
 		}
 	}
 	if len(low) > 0 {
-		return fmt.Errorf("this machine does not allow %s connections:\n%s", thousands(float64(conns)), strings.Join(low, "\n"))
+		return fmt.Errorf("this machine does not allow %s connections:\n%s", report.Thousands(float64(conns)), strings.Join(low, "\n"))
 	}
 	return nil
 }
@@ -248,15 +213,15 @@ func (s *session) verdict() error {
 		v := sub.Values
 		switch {
 		case sub.failed() > 0:
-			return fmt.Errorf("%s: %s of %s handshakes failed", sub.Name, thousands(float64(sub.failed())), thousands(float64(s.N)))
+			return fmt.Errorf("%s: %s of %s handshakes failed", sub.Name, report.Thousands(float64(sub.failed())), report.Thousands(float64(s.N)))
 		case v["lost"] > 0 && s.report.Scenario != "herd":
-			return fmt.Errorf("%s: %s connections were lost", sub.Name, thousands(v["lost"]))
+			return fmt.Errorf("%s: %s connections were lost", sub.Name, report.Thousands(v["lost"]))
 		case s.report.Scenario == "push":
 			return sub.pushVerdict()
 		case v["missing"]+v["doubled"]+v["misordered"] > 0:
-			return fmt.Errorf("%s: deliveries missing %s, doubled %s, out of order %s", sub.Name, thousands(v["missing"]), thousands(v["doubled"]), thousands(v["misordered"]))
+			return fmt.Errorf("%s: deliveries missing %s, doubled %s, out of order %s", sub.Name, report.Thousands(v["missing"]), report.Thousands(v["doubled"]), report.Thousands(v["misordered"]))
 		case v["unanswered"] > 0:
-			return fmt.Errorf("%s: %s messages were not answered", sub.Name, thousands(v["unanswered"]))
+			return fmt.Errorf("%s: %s messages were not answered", sub.Name, report.Thousands(v["unanswered"]))
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
@@ -55,7 +56,7 @@ func (cmd *soakCmd) measure(ctx context.Context, s *session, herd *herdCmd) erro
 		return err
 	}
 	if sub.pings == before {
-		s.report.note("no heartbeat came in the hold: make --hold longer than the server's ping interval")
+		s.report.Note("no heartbeat came in the hold: make --hold longer than the server's ping interval")
 	}
 	b, err := cmd.begin(ctx, s, cmd.Rounds+1)
 	if err != nil {
@@ -89,7 +90,7 @@ func (cmd *soakCmd) stage(ctx context.Context, s *session, name string, do func(
 	if countErr != nil {
 		return errors.Join(err, countErr)
 	}
-	s.report.Stages = append(s.report.Stages, stage{
+	s.report.Stages = append(s.report.Stages, report.Stage{
 		Name: name, Seconds: took.Seconds(), Open: c.Open, Lost: sumReasons(sub.Lost) - lost,
 		Pings: sub.pings - pings, Delivered: sub.sum.Delivered - delivered,
 	})
@@ -106,10 +107,10 @@ func (cmd *soakCmd) pause(ctx context.Context, s *session) {
 	const name = `go_gc_duration_seconds{quantile="1"}`
 	v, err := cmd.metric(ctx, name)
 	if err != nil {
-		s.report.note("the server's GC pauses are not told: %v", err)
+		s.report.Note("the server's GC pauses are not told: %v", err)
 		return
 	}
 	values := s.subjects[0].Values
 	values["gc_pause_max_ms"] = max(values["gc_pause_max_ms"], 1000*v)
-	s.report.note("the longest GC pause is the largest %s of the server's /metrics, read after every stage", name)
+	s.report.Note("the longest GC pause is the largest %s of the server's /metrics, read after every stage", name)
 }

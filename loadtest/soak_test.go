@@ -16,6 +16,7 @@ import (
 
 	"github.com/gobwas/ws"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -128,8 +129,8 @@ func TestNothingIsCountedTwice(t *testing.T) {
 		mu.Unlock()
 		c.say(payload)
 	}
-	s := &session{common: common{N: 6, Concurrency: 10, Timeout: time.Minute}, progress: newProgress(&bytes.Buffer{}), report: &report{}, start: time.Now()}
-	sub := &subject{result: newResult("server", f.url)}
+	s := &session{common: common{N: 6, Concurrency: 10, Timeout: time.Minute}, progress: report.NewProgress(&bytes.Buffer{}), report: &report.Report{}, start: time.Now()}
+	sub := &subject{Result: report.NewResult("server", f.url)}
 	s.subjects = []*subject{sub}
 	defer s.close()
 	if err := s.aim(t.Context(), sub); err != nil {
@@ -164,7 +165,7 @@ func TestRowThatIsNotMeasured(t *testing.T) {
 	if err := b.compare("rate", "", 10, 1, both([]float64{3, 5}, []float64{1, 2})); err != nil {
 		t.Error(err)
 	}
-	if i := slices.IndexFunc(b.rows, func(r benchRow) bool { return r.Measured == 4 && r.Floor == 1.5 && r.Ratio == 2.75 && !r.Met }); i != 0 || len(b.rows) != 1 {
+	if i := slices.IndexFunc(b.rows, func(r report.Row) bool { return r.Measured == 4 && r.Floor == 1.5 && r.Ratio == 2.75 && !r.Met }); i != 0 || len(b.rows) != 1 {
 		t.Errorf("%+v", b.rows)
 	}
 }

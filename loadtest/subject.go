@@ -7,35 +7,34 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 )
 
 // subject is a server under test: the one that was asked for, or the floor.
 type subject struct {
-	result
+	report.Result
 	pids    machine.Processes // none if not known
 	targets []*target
 	fleet   *fleet
 	publish func(ctx context.Context, payload []byte) error
 	stop    func() // ends what the run itself started
 
-	cpu   []float64 // what the unit of work cost in each round, µs
-	first counts    // of the connect
-	own   int64     // memory of the generator before it
+	cpu        []float64               // what the unit of work cost in each round, µs
+	first      counts                  // of the connect
+	handshakes *hdrhistogram.Histogram // and how long each took
+	own        int64                   // memory of the generator before it
 
 	pings uint64 // that were answered
 
 	// What was counted since fresh.
 	sum  counts
 	sums map[string]*hdrhistogram.Histogram
-}
-
-func newResult(name, url string) result {
-	return result{Name: name, URL: url, Values: map[string]float64{}, hists: newHists()}
 }
 
 // count returns what the workers counted since it was last called, and adds
@@ -115,32 +114,33 @@ func (s *session) open(ctx context.Context, sub *subject) (took time.Duration, e
 	}
 	first.SelfC -= c.SelfC
 	sub.first = first
-	sub.hists[histHandshake] = hists[histHandshake]
+	sub.handshakes = hists[histHandshake]
+	sub.Draw(histHandshake, sub.handshakes)
 	if first.Opened == 0 && ctx.Err() == nil {
-		return took, fmt.Errorf("none of %s connections to %s was opened", thousands(float64(s.N)), sub.URL)
+		return took, fmt.Errorf("none of %s connections to %s was opened", report.Thousands(float64(s.N)), sub.URL)
 	}
 	return took, ctx.Err()
 }
 
 // watch tells progress until the returned function is called.
 func (s *session) watch(sub *subject, what string, total int, done func(c *counts) int) (stop func()) {
-	s.progress.begin(sub.Name+": "+what, total)
+	s.progress.Begin(sub.Name+": "+what, total)
 	quit, over := make(chan struct{}), make(chan struct{})
 	look := func() {
 		c := sub.fleet.now()
-		text := fmt.Sprintf("%s open", thousands(float64(c.Open)))
+		text := fmt.Sprintf("%s open", report.Thousands(float64(c.Open)))
 		if n := sumReasons(c.Failures) + sumReasons(c.Lost) - c.Lost["dropped"]; n > 0 {
-			text += fmt.Sprintf(", %s errors", thousands(float64(n)))
+			text += fmt.Sprintf(", %s errors", report.Thousands(float64(n)))
 		}
-		m := sample{at: time.Since(s.start), open: c.Open}
+		resident := int64(0)
 		if len(sub.pids) > 0 {
 			if mem, err := sub.pids.Memory(); err == nil {
-				m.resident = mem.Resident
+				resident = mem.Resident
 				text += fmt.Sprintf(", server %d MiB", mem.Resident>>20)
 			}
 		}
-		sub.samples = append(sub.samples, m)
-		s.progress.at(done(&c), text)
+		sub.Sample(time.Since(s.start), c.Open, resident)
+		s.progress.At(done(&c), text)
 	}
 	go func() {
 		defer close(over)
@@ -159,7 +159,7 @@ func (s *session) watch(sub *subject, what string, total int, done func(c *count
 	return func() {
 		close(quit)
 		<-over
-		s.progress.end()
+		s.progress.End()
 	}
 }
 
@@ -186,7 +186,7 @@ func (sub *subject) spend(us float64, units uint64) {
 // putCPU notes the median over the rounds.
 func (sub *subject) putCPU(key string) {
 	if len(sub.cpu) > 0 {
-		sub.put(key, median(sub.cpu))
+		sub.Put(key, median(sub.cpu))
 	}
 }
 
@@ -205,31 +205,31 @@ func (s *session) closing(sub *subject) {
 	}
 	c, _, err := sub.count()
 	if err != nil {
-		s.report.note("%s: %v", sub.Name, err)
+		s.report.Note("%s: %v", sub.Name, err)
 		sub.keep(&c) // as far as it is known
 	}
-	sub.put("connections", float64(c.Open))
+	sub.Put("connections", float64(c.Open))
 	if sub.pings > 0 {
-		sub.put("pings", float64(sub.pings))
+		sub.Put("pings", float64(sub.pings))
 	}
 	if n := sumReasons(sub.Failures); n > 0 {
-		sub.put("failed", float64(n))
+		sub.Put("failed", float64(n))
 	}
 	if n := sumReasons(sub.Lost); n > 0 {
-		sub.put("lost", float64(n))
+		sub.Put("lost", float64(n))
 	}
 	if len(sub.pids) > 0 {
 		if m, err := sub.pids.Memory(); err == nil {
-			sub.put("resident_bytes", float64(m.Resident))
-			sub.put("peak_bytes", float64(m.Peak))
-			sub.put("threads", float64(m.Threads))
+			sub.Put("resident_bytes", float64(m.Resident))
+			sub.Put("peak_bytes", float64(m.Peak))
+			sub.Put("threads", float64(m.Threads))
 		}
 		if pss, err := sub.pids.Proportional(); err == nil {
-			sub.put("proportional_bytes", float64(pss))
+			sub.Put("proportional_bytes", float64(pss))
 		}
 	}
 	if sub.first.Opened >= 5000 { // with fewer, a process's own start is most of it
-		sub.put("generator_bytes_per_connection", float64(sub.first.SelfM-sub.own)/float64(sub.first.Opened))
+		sub.Put("generator_bytes_per_connection", float64(sub.first.SelfM-sub.own)/float64(sub.first.Opened))
 	}
 	busy := sub.sum.Busy
 	if s.report.Scenario == "connect" {
@@ -242,17 +242,26 @@ func (s *session) closing(sub *subject) {
 // saturated if it was busy, and late if it was not and sent too late all the
 // same.
 func (s *session) saturation(sub *subject, busy float64, lag *hdrhistogram.Histogram) {
-	sub.put("generator_busy_percent", 100*busy)
+	sub.Put("generator_busy_percent", 100*busy)
 	behind := ""
 	if lag != nil && lag.TotalCount() >= 100 && lag.ValueAtQuantile(99) > int64(time.Millisecond) {
 		behind = fmt.Sprintf("1 %% of its messages left more than %.1f ms late", float64(lag.ValueAtQuantile(99))/1e6)
 	}
 	switch {
 	case busy > 0.95 && behind != "":
-		s.report.note("%s: generator saturated: it was busy %.0f %% of the time, and %s", sub.Name, 100*busy, behind)
+		s.report.Note("%s: generator saturated: it was busy %.0f %% of the time, and %s", sub.Name, 100*busy, behind)
 	case busy > 0.95:
-		s.report.note("%s: generator saturated: it was busy %.0f %% of the time, so that latencies and rates are its own as well", sub.Name, 100*busy)
+		s.report.Note("%s: generator saturated: it was busy %.0f %% of the time, so that latencies and rates are its own as well", sub.Name, 100*busy)
 	case behind != "":
-		s.report.note("%s: generator late: %s, although it was busy only %.0f %% of the time: it was not given a CPU in time", sub.Name, behind, 100*busy)
+		s.report.Note("%s: generator late: %s, although it was busy only %.0f %% of the time: it was not given a CPU in time", sub.Name, behind, 100*busy)
 	}
+}
+
+// median returns the middle of values, of an even number the mean of two.
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return math.NaN()
+	}
+	v := slices.Sorted(slices.Values(values))
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
 }

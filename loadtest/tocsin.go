@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
+	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 )
 
 // tocsin is a server that the bench started.
@@ -85,7 +86,7 @@ func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, err
 	if err := machine.StartOn(b.ServerCPU, cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", b.Tocsin, err)
 	}
-	t.subject = &subject{result: newResult("tocsin", "ws://"+listen+"/ws"+query), pids: machine.Processes{cmd.Process.Pid}}
+	t.subject = &subject{Result: report.NewResult("tocsin", "ws://"+listen+"/ws"+query), pids: machine.Processes{cmd.Process.Pid}}
 	t.stop = func() {
 		_ = cmd.Process.Kill() // a drain would take half a minute
 		<-t.ended
@@ -134,7 +135,7 @@ func (t *tocsin) empty(ctx context.Context) error {
 	return until(ctx, time.Minute, func() error {
 		open, err := t.publisher.metric(ctx, "tocsin_connections")
 		if err == nil && open > 0 {
-			return fmt.Errorf("tocsin still has %s connections after their clients closed them", thousands(open))
+			return fmt.Errorf("tocsin still has %s connections after their clients closed them", report.Thousands(open))
 		}
 		return err
 	})

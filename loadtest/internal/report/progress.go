@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package report
 
 import (
 	"fmt"
@@ -12,9 +12,10 @@ import (
 	"golang.org/x/term"
 )
 
-// progress tells how a run is getting on: a bar on a terminal, a line every
-// few seconds elsewhere, later every half minute.
-type progress struct {
+// Progress tells how a run is getting on: a bar on a terminal, a line every
+// few seconds elsewhere, later every half minute. One goroutine calls it at a
+// time.
+type Progress struct {
 	w     io.Writer
 	live  bool
 	bar   *progressbar.ProgressBar
@@ -26,14 +27,15 @@ type progress struct {
 
 const lineEvery = 5 * time.Second
 
-func newProgress(w io.Writer) *progress {
+// NewProgress returns one that tells it to w.
+func NewProgress(w io.Writer) *Progress {
 	f, isFile := w.(*os.File)
-	return &progress{w: w, live: isFile && term.IsTerminal(int(f.Fd()))}
+	return &Progress{w: w, live: isFile && term.IsTerminal(int(f.Fd()))}
 }
 
-// begin starts a phase; total is what at counts up to, -1 if nobody knows.
-func (p *progress) begin(what string, total int) {
-	p.end()
+// Begin starts a phase; total is what [Progress.At] counts up to, -1 if nobody knows.
+func (p *Progress) Begin(what string, total int) {
+	p.End()
 	p.what, p.total, p.began = what, total, time.Now()
 	if !p.live {
 		fmt.Fprintln(p.w, what)
@@ -45,8 +47,8 @@ func (p *progress) begin(what string, total int) {
 		progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
 }
 
-// at tells how far the phase is; text says more.
-func (p *progress) at(n int, text string) {
+// At tells how far the phase is; text says more.
+func (p *Progress) At(n int, text string) {
 	switch {
 	case p.bar != nil:
 		_ = p.bar.Set(n) // over the total is no harm
@@ -58,25 +60,25 @@ func (p *progress) at(n int, text string) {
 }
 
 // line says how far the phase is.
-func (p *progress) line(n int, text string) string {
-	return fmt.Sprintf("%s: %s%s (%s)", p.what, thousands(float64(n)), p.outlook(n), text)
+func (p *Progress) line(n int, text string) string {
+	return fmt.Sprintf("%s: %s%s (%s)", p.what, Thousands(float64(n)), p.outlook(n), text)
 }
 
 // outlook tells how far n is, and how long the rest takes at the speed so far.
-func (p *progress) outlook(n int) string {
+func (p *Progress) outlook(n int) string {
 	if p.total <= 0 || n <= 0 || n > p.total {
 		return ""
 	}
 	left := time.Duration(float64(time.Since(p.began)) * float64(p.total-n) / float64(n))
-	of := " of " + thousands(float64(p.total))
+	of := " of " + Thousands(float64(p.total))
 	if left < time.Second {
 		return of
 	}
 	return of + fmt.Sprintf(", about %s left", left.Round(time.Second))
 }
 
-// end finishes a phase.
-func (p *progress) end() {
+// End finishes a phase.
+func (p *Progress) End() {
 	if p.bar != nil {
 		_ = p.bar.Finish() // it only fails with its writer
 		p.bar = nil

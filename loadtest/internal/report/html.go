@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package report
 
 import (
 	_ "embed"
@@ -14,7 +14,7 @@ import (
 var page string
 
 // writeHTML writes the report as one file that needs no network.
-func (r *report) writeHTML(path string, plots []drawing) error {
+func (r *Report) writeHTML(path string, plots []drawing) error {
 	var drawn []template.HTML
 	for _, p := range plots {
 		_, svg, _ := strings.Cut(p.svg, "<svg") // without the XML prolog, which HTML does not have
@@ -29,7 +29,7 @@ func (r *report) writeHTML(path string, plots []drawing) error {
 		return err
 	}
 	if err := t.Execute(f, struct {
-		*report
+		*Report
 		Tables  [][][]string
 		Remarks []string
 		Plots   []template.HTML

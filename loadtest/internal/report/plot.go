@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package report
 
 import (
 	"image/color"
@@ -22,7 +22,7 @@ var curves = []struct{ key, title string }{
 	{"delivery", "Publish to delivery"},
 	{"fanout", "Publish to last delivery"},
 	{"http", "Push to receipt, over HTTP"},
-	{histPush, "Push to client"},
+	{"push", "Push to client"},
 	{"echo", "Send to reply"},
 	{"outage", "Drop to back"},
 	{"before", "Live clients before the drop"},
@@ -40,7 +40,7 @@ func (d *drawing) write(prefix string) error {
 }
 
 // plots draws what there is to draw.
-func (r *report) plots() (list []drawing, err error) {
+func (r *Report) plots() (list []drawing, err error) {
 	add := func(name, title string, p *plot.Plot, err error) error {
 		if p == nil || err != nil {
 			return err
@@ -91,7 +91,7 @@ func drawSVG(p *plot.Plot) (string, error) {
 var colors = []color.Color{color.RGBA{R: 0x1f, G: 0x5f, B: 0xbf, A: 0xff}, color.RGBA{R: 0xbf, G: 0x6f, B: 0x1f, A: 0xff}}
 
 // line adds one result's line to a plot.
-func (r *report) line(p *plot.Plot, k int, points plotter.XYs) error {
+func (r *Report) line(p *plot.Plot, k int, points plotter.XYs) error {
 	l, err := plotter.NewLine(points)
 	if err != nil {
 		return err
@@ -104,7 +104,7 @@ func (r *report) line(p *plot.Plot, k int, points plotter.XYs) error {
 
 // curve draws latency over percentile, each nine of which is as wide as the
 // last.
-func (r *report) curve(key string) (*plot.Plot, error) {
+func (r *Report) curve(key string) (*plot.Plot, error) {
 	p, used := plot.New(), false
 	p.Y.Label.Text, p.X.Label.Text = "ms", "percentile"
 	p.Add(plotter.NewGrid())
@@ -148,7 +148,7 @@ func percentileCurve(h *hdrhistogram.Histogram) (points plotter.XYs) {
 const maxPoints = 1000
 
 // overTime draws a value of the samples.
-func (r *report) overTime(unit string, value func(sample) float64) (*plot.Plot, error) {
+func (r *Report) overTime(unit string, value func(sample) float64) (*plot.Plot, error) {
 	p, used := plot.New(), false
 	p.Y.Label.Text, p.X.Label.Text = unit, "seconds"
 	p.Add(plotter.NewGrid())
