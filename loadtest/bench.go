@@ -229,7 +229,7 @@ func (b *bench) connects(ctx context.Context, n int, t *tocsin, floor *subject) 
 			if err == nil {
 				err = sub.complete(n)
 			}
-			sub.fleet.close()
+			sub.fleet.Close()
 			sub.fleet = nil
 			if err != nil {
 				return err
@@ -327,7 +327,7 @@ func (b *bench) session(sub *subject, n int, more ...*subject) *session {
 
 // complete returns an error unless n connections were opened and are open.
 func (sub *subject) complete(n int) error {
-	if c := sub.fleet.now(); c.Open != n {
+	if c := sub.fleet.Now(); c.Open != n {
 		sub.keep(&c)
 		return fmt.Errorf("%s: %d of %d connections are open; failed %v, lost %v", sub.Name, c.Open, n, sub.Failures, sub.Lost)
 	}

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
@@ -165,17 +165,12 @@ func (p *publisher) metric(ctx context.Context, name string) (float64, error) {
 	return 0, fmt.Errorf("%s has no %s", req.URL, name)
 }
 
-// minPayload is what a payload needs: the stamp, in JSON.
-const minPayload = 80
-
 func checkSize(payload int) error {
-	if payload < minPayload || payload > 1<<20 {
-		return usage.Errorf("--size must be %d to %d bytes", minPayload, 1<<20)
+	if payload < generator.MinPayload || payload > 1<<20 {
+		return usage.Errorf("--size must be %d to %d bytes", generator.MinPayload, 1<<20)
 	}
 	return nil
 }
-
-func newRun() string { return strconv.FormatUint(rand.Uint64()>>24, 36) }
 
 // measure opens the connections and publishes.
 func (cmd *broadcastCmd) measure(ctx context.Context, s *session) error {
@@ -224,19 +219,17 @@ type fanOuts struct {
 
 // begin has the workers expect that many messages.
 func (p *publisher) begin(ctx context.Context, s *session, rounds int) (*broadcast, error) {
-	b := &broadcast{publisher: p, run: newRun(), rounds: rounds, all: make([]fanOuts, len(s.subjects))}
+	b := &broadcast{publisher: p, run: generator.NewRun(), rounds: rounds, all: make([]fanOuts, len(s.subjects))}
 	for k, sub := range s.subjects {
-		sub.cpu, b.all[k].spread = nil, newHistogram()
-		if _, err := sub.fleet.do(ctx, func(int) order {
-			return order{Do: doArm, Run: b.run, Rounds: rounds, Late: p.Late}
-		}); err != nil {
+		sub.cpu, b.all[k].spread = nil, generator.NewHistogram()
+		if err := sub.fleet.Arm(ctx, b.run, rounds, p.Late); err != nil {
 			return nil, err
 		}
 		c, _, err := sub.fresh()
 		if err != nil {
 			return nil, err
 		}
-		b.all[k].own = c.SelfC
+		b.all[k].own = c.CPU
 	}
 	return b, nil
 }
@@ -254,25 +247,21 @@ func (b *broadcast) round(ctx context.Context, s *session) error {
 
 // one publishes one message and waits until everybody has it.
 func (b *broadcast) one(ctx context.Context, s *session, sub *subject, all *fanOuts) error {
-	before := sub.fleet.now().Delivered
-	defer s.watch(sub, fmt.Sprintf("message %d of %d", b.seq, b.rounds), s.N, func(c *counts) int { return int(c.Delivered - before) })()
+	before := sub.fleet.Now().Delivered
+	defer s.watch(sub, fmt.Sprintf("message %d of %d", b.seq, b.rounds), s.N, func(c *generator.Counts) int { return int(c.Delivered - before) })()
 	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
-	waits, err := sub.fleet.start(func(int) order { return order{Do: doAwait, Seq: b.seq, Timeout: b.Wait} })
+	await, err := sub.fleet.Expect(ctx, b.seq, b.Wait)
 	if err != nil {
-		return err
-	}
-	// Who must have the message is settled before it is sent.
-	if _, err := sub.fleet.do(ctx, func(int) order { return order{Do: doSync} }); err != nil {
 		return err
 	}
 	spent := sub.meter()
 	sent := machine.Now()
-	published := sub.publish(ctx, appendPayload(nil, b.Size, b.run, b.seq, machine.Now()))
+	published := sub.publish(ctx, generator.AppendPayload(nil, b.Size, b.run, b.seq, machine.Now()))
 	if published != nil {
 		cancel()
 	}
-	tallies, err := sub.fleet.wait(inner, waits)
+	told, err := await(inner)
 	if published != nil && ctx.Err() == nil {
 		return published
 	}
@@ -280,20 +269,16 @@ func (b *broadcast) one(ctx context.Context, s *session, sub *subject, all *fanO
 		return err
 	}
 	used := spent()
-	got, expected, last := 0, 0, int64(0)
-	for _, t := range tallies {
-		got, expected, last = got+t.Round.Got, expected+t.Round.Expected, max(last, t.Round.Last)
-	}
 	if ctx.Err() != nil { // nobody knows what was still to come
-		all.expected += got
+		all.expected += told.Got
 		return nil
 	}
 	all.rounds++
-	all.expected += expected
-	if got > 0 {
-		sub.spend(used, uint64(got))
-		all.seconds += float64(last-sent) / 1e9
-		_ = all.spread.RecordValue(min(last-sent, int64(time.Hour))) // within its bounds by that
+	all.expected += told.Expected
+	if told.Got > 0 {
+		sub.spend(used, uint64(told.Got))
+		all.seconds += float64(told.Last-sent) / 1e9
+		_ = all.spread.RecordValue(min(told.Last-sent, int64(time.Hour))) // within its bounds by that
 	}
 	return sub.alive()
 }
@@ -305,7 +290,7 @@ func (b *broadcast) conclude(s *session) error {
 			return err
 		}
 		c, all := &sub.sum, &b.all[k]
-		sub.Put("generator_cpu_us", float64((c.SelfC-all.own).Microseconds())/float64(max(1, c.Delivered)))
+		sub.Put("generator_cpu_us", float64((c.CPU-all.own).Microseconds())/float64(max(1, c.Delivered)))
 		sub.Put("rounds", float64(all.rounds))
 		sub.Put("expected", float64(all.expected))
 		sub.Put("delivered", float64(c.Delivered))
@@ -313,7 +298,7 @@ func (b *broadcast) conclude(s *session) error {
 		sub.Put("doubled", float64(c.Doubled))
 		sub.Put("misordered", float64(c.Misordered))
 		sub.Put("late", float64(c.Late))
-		sub.PutHist("delivery", sub.sums[histDelivery])
+		sub.PutHist("delivery", sub.sums[generator.HistDelivery])
 		sub.PutHist("fanout", all.spread)
 		if all.seconds > 0 {
 			sub.Put("deliveries_per_s", float64(c.Delivered)/all.seconds)

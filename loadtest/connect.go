@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 )
@@ -32,7 +33,7 @@ func (cmd *connectCmd) measure(ctx context.Context, s *session) error {
 		}
 		if len(s.subjects) > 1 && sub == s.subjects[0] {
 			s.closing(sub)
-			sub.fleet.close()
+			sub.fleet.Close()
 			sub.fleet = nil
 		}
 	}
@@ -78,15 +79,15 @@ func (s *session) connect(ctx context.Context, sub *subject) (empty footprint, e
 	if sub.first.Opened > 0 && !math.IsNaN(used) {
 		sub.Put("cpu_us_per_connect", used/float64(sub.first.Opened))
 	}
-	sub.PutHist(histHandshake, sub.handshakes)
-	sub.Put("generator_cpu_us", float64(sub.first.SelfC.Microseconds())/float64(max(1, sub.first.Attempts)))
+	sub.PutHist(generator.HistHandshake, sub.handshakes)
+	sub.Put("generator_cpu_us", float64(sub.first.CPU.Microseconds())/float64(max(1, sub.first.Attempts)))
 	return empty, err
 }
 
 // settle holds the connections, and tells what the memory in use grew by.
 func (s *session) settle(ctx context.Context, sub *subject, empty footprint, d time.Duration) error {
 	s.hold(ctx, sub, d)
-	n := sub.fleet.now().Open
+	n := sub.fleet.Now().Open
 	if n == 0 {
 		return fmt.Errorf("%s: every connection was lost during the hold: did the server die?", sub.Name)
 	}
@@ -117,7 +118,7 @@ func (sub *subject) kernel(deltas []report.Cache) {
 		all += d.Bytes
 	}
 	sub.Put("kernel_bytes_per_connection", all)
-	if sub.targets[0].addr.Addr().IsLoopback() {
+	if sub.targets[0].Local() {
 		sub.Put("kernel_server_bytes_per_connection", all/2)
 	}
 }
@@ -129,7 +130,7 @@ func (s *session) hold(ctx context.Context, sub *subject, d time.Duration) {
 		return
 	}
 	began := time.Now()
-	defer s.watch(sub, "hold", int(d.Seconds()), func(*counts) int { return int(time.Since(began).Seconds()) })()
+	defer s.watch(sub, "hold", int(d.Seconds()), func(*generator.Counts) int { return int(time.Since(began).Seconds()) })()
 	spent := sub.meter()
 	select {
 	case <-ctx.Done():

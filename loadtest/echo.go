@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
@@ -90,7 +91,7 @@ func (cmd *echoCmd) onOpen(ctx context.Context, s *session) error {
 		if seconds[k] > 0 {
 			sub.Put("messages_per_s", float64(c.Replies)/seconds[k])
 		}
-		sub.PutHist("echo", hists[histEcho])
+		sub.PutHist("echo", hists[generator.HistEcho])
 		sub.putCPU("cpu_us_per_message")
 	}
 	return err
@@ -98,30 +99,24 @@ func (cmd *echoCmd) onOpen(ctx context.Context, s *session) error {
 
 // round lets the connections of one subject talk once.
 func (cmd *echoCmd) round(ctx context.Context, s *session, sub *subject, r int) error {
-	before := sub.fleet.now().Replies
+	before := sub.fleet.Now().Replies
 	want := -1
 	if cmd.MessageRate > 0 {
 		want = int(cmd.MessageRate * cmd.Duration.Seconds())
 	}
-	defer s.watch(sub, fmt.Sprintf("talk, round %d of %d", r+1, cmd.Rounds), want, func(c *counts) int { return int(c.Replies - before) })()
+	defer s.watch(sub, fmt.Sprintf("talk, round %d of %d", r+1, cmd.Rounds), want, func(c *generator.Counts) int { return int(c.Replies - before) })()
 	spent := sub.meter()
-	if _, err := sub.fleet.do(ctx, sub.talkOrder(&cmd.talk)); err != nil {
+	if err := sub.fleet.Talk(ctx, cmd.said()); err != nil {
 		return err
 	}
-	sub.spend(spent(), sub.fleet.now().Replies-before)
+	sub.spend(spent(), sub.fleet.Now().Replies-before)
 	if ctx.Err() != nil {
 		return nil
 	}
 	return sub.alive()
 }
 
-// talkOrder divides the talk among the workers.
-func (sub *subject) talkOrder(t *talk) func(k int) order {
-	return func(k int) order {
-		active := sub.fleet.spread(t.Active, k)
-		return order{
-			Do: doEcho, Active: active, Message: t.Message, Duration: t.Duration,
-			Rate: t.MessageRate * float64(active) / float64(t.Active),
-		}
-	}
+// said is what the generator has them say.
+func (t *talk) said() generator.Talk {
+	return generator.Talk{Active: t.Active, Rate: t.MessageRate, Message: t.Message, Duration: t.Duration}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
@@ -72,7 +73,7 @@ func startFloor(cpu int) (*subject, error) {
 	}
 	at := strings.TrimSpace(line)
 	sub := &subject{Result: report.NewResult("floor", "ws://"+at+"/"), pids: machine.Processes{cmd.Process.Pid}, stop: stop}
-	p := publisher{Trigger: "http://" + at + "/", Size: minPayload, Late: time.Hour, Wait: time.Hour}
+	p := publisher{Trigger: "http://" + at + "/", Size: generator.MinPayload, Late: time.Hour, Wait: time.Hour}
 	if err := p.aim(&session{}, sub, 1); err != nil {
 		stop()
 		return nil, err

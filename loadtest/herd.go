@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
@@ -64,7 +65,7 @@ func (cmd *herdCmd) measure(ctx context.Context, s *session) error {
 		if err := cmd.one(ctx, s, sub); err != nil {
 			return err
 		}
-		sub.PutHist(histHandshake, sub.sums[histHandshake])
+		sub.PutHist(generator.HistHandshake, sub.sums[generator.HistHandshake])
 	}
 	return nil
 }
@@ -74,9 +75,9 @@ const calm = 3 * time.Second
 
 func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
 	f := sub.fleet
-	live := &talk{Active: cmd.Live, MessageRate: cmd.LiveRate, Message: cmd.Message, Duration: calm}
+	live := generator.Talk{Active: cmd.Live, Rate: cmd.LiveRate, Message: cmd.Message, Duration: calm}
 	if cmd.Live > 0 {
-		if _, err := f.do(ctx, sub.talkOrder(live)); err != nil {
+		if err := f.Talk(ctx, live); err != nil {
 			return err
 		}
 	}
@@ -84,16 +85,13 @@ func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
 	if err != nil || ctx.Err() != nil {
 		return errors.Join(err, ctx.Err())
 	}
-	sub.PutHist("before", hists[histEcho])
+	sub.PutHist("before", hists[generator.HistEcho])
 
 	live.Duration = cmd.Patience
 	talkCtx, hush := context.WithCancel(ctx)
 	talked := make(chan error, 1)
 	if cmd.Live > 0 {
-		go func() {
-			_, err := f.do(talkCtx, sub.talkOrder(live))
-			talked <- err
-		}()
+		go func() { talked <- f.Talk(talkCtx, live) }()
 	} else {
 		talked <- nil
 	}
@@ -106,14 +104,14 @@ func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
 	if err != nil {
 		return err
 	}
-	sub.PutHist("meanwhile", hists[histEcho])
-	sub.PutHist("outage", hists[histOutage])
+	sub.PutHist("meanwhile", hists[generator.HistEcho])
+	sub.PutHist("outage", hists[generator.HistOutage])
 	return ctx.Err()
 }
 
 // drop ends the connections and waits until they are back.
 func (cmd *herdCmd) drop(ctx context.Context, s *session, sub *subject) error {
-	stop := s.watch(sub, "come back", s.N, func(c *counts) int { return c.Open })
+	stop := s.watch(sub, "come back", s.N, func(c *generator.Counts) int { return c.Open })
 	defer stop()
 	spent := sub.meter()
 	began := machine.Now()
@@ -131,17 +129,12 @@ func (cmd *herdCmd) drop(ctx context.Context, s *session, sub *subject) error {
 	} else {
 		ran <- nil
 	}
-	tallies, err := sub.fleet.do(ctx, func(k int) order {
-		return order{Do: doHerd, Keep: sub.fleet.spread(keep, k), Drop: cmd.Command == "", Obey: cmd.Obey, Timeout: cmd.Patience}
-	})
+	told, err := sub.fleet.Herd(ctx, generator.Herd{Keep: keep, Drop: cmd.Command == "", Obey: cmd.Obey, Patience: cmd.Patience})
 	if err = errors.Join(err, <-ran); err != nil {
 		return err
 	}
-	dropped, back, last := 0, 0, began
-	for _, t := range tallies {
-		dropped, back, last = dropped+t.Round.Expected, back+t.Round.Got, max(last, t.Round.Last)
-	}
-	c := sub.fleet.now()
+	dropped, back, last := told.Expected, told.Got, max(began, told.Last)
+	c := sub.fleet.Now()
 	sub.Put("dropped", float64(dropped))
 	sub.Put("back", float64(back))
 	sub.Put("back_s", float64(last-began)/1e9)

@@ -27,6 +27,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
@@ -91,7 +92,7 @@ type workerCmd struct{}
 
 func (*workerCmd) Run(ctx context.Context) error {
 	defer endWith(ctx)()
-	return work(os.Stdin, os.Stdout)
+	return generator.Work(os.Stdin, os.Stdout)
 }
 
 // endWith ends the process when ctx ends: one that is asked to end itself has

@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"net/url"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
@@ -70,8 +70,8 @@ func (p *pushing) aim(s *session, sub *subject) error {
 	switch {
 	case p.Publishers < 1 || p.PushRate < 0 || p.Batch < 0 || p.Duration <= 0 || p.Wait < 0:
 		return usage.Errorf("--publishers must be at least 1, --duration more than 0, --push-rate, --batch and --wait not negative")
-	case p.PushRate > 0 && p.PushRate*p.Duration.Seconds() > maxPushes:
-		return usage.Errorf("--push-rate and --duration make more than %s pushes", report.Thousands(maxPushes))
+	case p.PushRate > 0 && p.PushRate*p.Duration.Seconds() > generator.MaxPushes:
+		return usage.Errorf("--push-rate and --duration make more than %s pushes", report.Thousands(generator.MaxPushes))
 	}
 	if err := checkSize(p.Size); err != nil {
 		return err
@@ -130,7 +130,7 @@ func (cmd *pushCmd) onOpen(ctx context.Context, s *session, sub *subject) error 
 	if err != nil {
 		return err
 	}
-	own, all := before.SelfC+machine.OwnCPU(), newPushed()
+	own, all := before.CPU+machine.OwnCPU(), newPushed()
 	for r := 0; r < cmd.Rounds && err == nil && ctx.Err() == nil; r++ {
 		err = cmd.round(ctx, s, sub, r, posters, all)
 	}
@@ -163,14 +163,14 @@ func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, 
 	if err != nil {
 		return err
 	}
-	if _, err := sub.fleet.do(ctx, func(int) order { return order{Do: doPushes, Run: v.run} }); err != nil {
+	if err := sub.fleet.ExpectPushes(ctx, v.run); err != nil {
 		return err
 	}
-	before, want := sub.fleet.now().Delivered, -1
+	before, want := sub.fleet.Now().Delivered, -1
 	if v.every > 0 {
 		want = v.requests * v.batch
 	}
-	defer s.watch(sub, fmt.Sprintf("push, round %d of %d", r+1, cmd.Rounds), want, func(c *counts) int { return int(c.Delivered - before) })()
+	defer s.watch(sub, fmt.Sprintf("push, round %d of %d", r+1, cmd.Rounds), want, func(c *generator.Counts) int { return int(c.Delivered - before) })()
 	spent := sub.meter()
 	fates := v.fly(ctx, posters)
 	_, err = sub.await(ctx, fates, cmd.Wait)
@@ -198,7 +198,7 @@ func (p *pushing) volley(users int) (*volley, error) {
 		return nil, err
 	}
 	v := &volley{
-		run: newRun(), users: users, user: strings.Split(string(name), "{n}"), lines: p.Batch > 0, batch: max(1, p.Batch), size: p.Size,
+		run: generator.NewRun(), users: users, user: strings.Split(string(name), "{n}"), lines: p.Batch > 0, batch: max(1, p.Batch), size: p.Size,
 		duration: p.Duration, pushed: *newPushed(),
 	}
 	if p.PushRate > 0 {
@@ -225,14 +225,14 @@ type found struct {
 
 // compare holds the fates of the pushes, by publisher, against what came.
 func (sub *subject) compare(fates [][]fate) (f found, err error) {
-	tallies, err := sub.fleet.do(context.Background(), func(int) order { return order{Do: doCame} })
+	arrived, err := sub.fleet.Came()
 	if err != nil {
 		return f, err
 	}
 	for p, list := range fates {
 		for x, fate := range list {
 			number := x*len(fates) + p + 1
-			came := slices.ContainsFunc(tallies, func(t tally) bool { return has(t.Came, number) })
+			came := arrived.Has(number)
 			switch {
 			case fate == promised && !came:
 				f.missing++
@@ -255,7 +255,7 @@ func (sub *subject) await(ctx context.Context, fates [][]fate, limit time.Durati
 			limit = min(limit, time.Second)
 		}
 		f, err = sub.compare(fates)
-		if err != nil || f.missing == 0 || time.Since(began) > limit || sub.fleet.now().Open == 0 {
+		if err != nil || f.missing == 0 || time.Since(began) > limit || sub.fleet.Now().Open == 0 {
 			return f, err
 		}
 	}
@@ -278,18 +278,18 @@ func (all *pushed) conclude(s *session, sub *subject, own time.Duration) error {
 	for key, n := range map[string]uint64{"delivered": c.Delivered, "doubled": c.Doubled, "misordered": c.Misordered, "foreign": c.Foreign} {
 		sub.Put(key, float64(n))
 	}
-	sub.Refused = addReasons(sub.Refused, all.reasons)
+	sub.Refused = generator.AddReasons(sub.Refused, all.reasons)
 	sub.PutHist("http", all.http)
-	sub.PutHist(histPush, sub.sums[histPush])
+	sub.PutHist(generator.HistPush, sub.sums[generator.HistPush])
 	sub.putCPU("cpu_us_per_push")
-	used := c.SelfC + machine.OwnCPU() - own // by the workers, and by the publishers here
+	used := c.CPU + machine.OwnCPU() - own // by the workers, and by the publishers here
 	sub.Put("generator_cpu_us", float64(used.Microseconds())/float64(max(1, all.sent)))
 	if all.seconds > 0 {
 		sub.Put("pushes_per_s", float64(all.sent-all.failed)/all.seconds)
 		c.Busy = max(c.Busy, used.Seconds()/all.seconds/s.generatorCPUs())
 	}
 	if late := all.lag; late.TotalCount() > 0 {
-		sub.sums[histLag] = late
+		sub.sums[generator.HistLag] = late
 	}
 	if share := float64(all.held) / float64(max(1, all.posted)); share > 0.01 {
 		s.report.Note("%s: %.0f %% of the requests were due while their connection still waited for an answer; more --publishers send them when they are due", sub.Name, 100*share)

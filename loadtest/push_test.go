@@ -15,8 +15,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
 // TestPushLies has a server lose a push, double one, give one to another user
@@ -271,37 +269,5 @@ func TestPosterSeesThatAnIdleConnectionIsClosed(t *testing.T) {
 			t.Fatal("the end is not seen")
 		}
 		p.last = p.last.Add(-time.Minute)
-	}
-}
-
-// TestPushesAreCountedExactly compares with counting one by one.
-func TestPushesAreCountedExactly(t *testing.T) {
-	e := testEngine(3)
-	e.plan.First = 10
-	e.expectPushes(&order{Run: "run"})
-	say := func(i, n, to int) {
-		e.message(i, &e.conns[i], appendStamp([]byte(`{"data":"`), "run", n, int64(to), machine.Now()))
-	}
-	say(0, 7, 10)
-	say(0, 9, 10)
-	say(0, 8, 10) // out of order
-	say(0, 9, 10) // doubled
-	say(1, 1, 11)
-	say(1, 2, 10)                                                  // foreign
-	say(2, 100_000, 12)                                            // far ahead
-	say(2, maxPushes+1, 12)                                        // no number of ours
-	say(2, 0, 12)                                                  // nor that
-	e.message(2, &e.conns[2], appendStamp(nil, "other", 3, 12, 1)) // of another round
-	if c := e.total; c.Delivered != 5 || c.Doubled != 1 || c.Misordered != 1 || c.Foreign != 1 {
-		t.Errorf("%+v", c)
-	}
-	for n, want := range map[int]bool{7: true, 8: true, 9: true, 1: true, 2: false, 3: false, 100_000: true, 99_999: false, 1 << 40: false} {
-		if has(e.unicast.came, n) != want {
-			t.Errorf("push %d: came is %v", n, !want)
-		}
-	}
-	e.expectPushes(&order{Run: "next"})
-	if len(e.unicast.came) != 0 || e.conns[0].high != 0 {
-		t.Error("the next round begins with what came in the last")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 )
@@ -27,7 +28,7 @@ func TestLateIsNotSaturated(t *testing.T) {
 		{0.05, 5 * time.Millisecond, 99, ""}, // too few to tell of one in a hundred
 		{0.05, 0, 1000, ""},
 	} {
-		lag := newHistogram()
+		lag := generator.NewHistogram()
 		if err := lag.RecordValues(int64(c.lag), int64(c.samples)); err != nil {
 			t.Fatal(err)
 		}
@@ -37,17 +38,6 @@ func TestLateIsNotSaturated(t *testing.T) {
 		if got := strings.Join(s.report.Notes, "\n"); c.want == "" && got != "" || !strings.Contains(got, c.want) {
 			t.Errorf("busy %v, %v late: %q, want %q", c.busy, c.lag, got, c.want)
 		}
-	}
-}
-
-// TestFullSocketIsNotTheGeneratorsLag has a message leave late because the
-// server did not read.
-func TestFullSocketIsNotTheGeneratorsLag(t *testing.T) {
-	e := testEngine(1)
-	e.echo = echo{order: 1, active: 1, rate: 1000, start: machine.Now() - int64(time.Second), end: never, next: 1, frame: []byte("late")}
-	e.echo.catchUp(e, 0, &e.conns[0])
-	if n := e.hists[histLag].TotalCount(); n != 0 {
-		t.Errorf("%d of them count as its own lag", n)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/internal/limits"
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
@@ -89,7 +90,7 @@ func (s *session) close() {
 	s.progress.End()
 	for _, sub := range s.subjects {
 		if sub.fleet != nil {
-			sub.fleet.close()
+			sub.fleet.Close()
 		}
 		if sub.stop != nil {
 			sub.stop()
@@ -148,7 +149,7 @@ func (s *session) setUp(ctx context.Context, prepare func(*session, *subject) er
 	}
 	for _, sub := range s.subjects {
 		for _, t := range sub.targets {
-			if err := t.probe(ctx, s.Insecure); err != nil {
+			if err := t.Probe(ctx, s.Insecure); err != nil {
 				return err
 			}
 		}
@@ -166,7 +167,7 @@ func (s *session) aim(ctx context.Context, sub *subject) error {
 		}
 	}
 	for _, u := range urls {
-		t, err := parseTarget(ctx, u, s.Header, s.AllowRemote)
+		t, err := generator.ParseTarget(ctx, u, s.Header, s.AllowRemote)
 		if err != nil {
 			return err
 		}
@@ -181,14 +182,14 @@ func (s *session) checkLimits() error {
 	_ = limits.Raise() // what is still too low is found below
 	conns := s.N * len(s.subjects)
 	side := limits.Client
-	if s.subjects[0].targets[0].addr.Addr().IsLoopback() {
+	if s.subjects[0].targets[0].Local() {
 		side = limits.Both
 	}
-	sources, err := sourcesFor(s.N, s.subjects[0].targets, s.Source)
+	sources, err := generator.Sources(s.N, s.subjects[0].targets, s.Source)
 	if err != nil {
 		return err
 	}
-	procs := max(1, s.Procs, (s.N+capacity()-1)/capacity()) * len(s.subjects)
+	procs := generator.Processes(s.N, s.Procs) * len(s.subjects)
 	var low []string
 	for _, f := range limits.Check(limits.Need{
 		Connections: conns, Processes: procs, Sources: max(1, len(sources)) * len(s.subjects[0].targets) * len(s.subjects), Side: side,
@@ -229,5 +230,5 @@ func (s *session) verdict() error {
 
 // failed returns how many handshakes failed for good: a herd tries again.
 func (sub *subject) failed() uint64 {
-	return sumReasons(sub.first.Failures) - sub.first.Failures["interrupted"]
+	return generator.SumReasons(sub.first.Failures) - sub.first.Failures["interrupted"]
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
@@ -80,7 +81,7 @@ func (cmd *soakCmd) measure(ctx context.Context, s *session, herd *herdCmd) erro
 // stage does one step, and notes what became of the connections meanwhile.
 func (cmd *soakCmd) stage(ctx context.Context, s *session, name string, do func() error) error {
 	sub, began := s.subjects[0], time.Now()
-	lost, pings, delivered := sumReasons(sub.Lost), sub.pings, sub.sum.Delivered
+	lost, pings, delivered := generator.SumReasons(sub.Lost), sub.pings, sub.sum.Delivered
 	err := errors.Join(do(), ctx.Err())
 	if sub.fleet == nil {
 		return err
@@ -91,7 +92,7 @@ func (cmd *soakCmd) stage(ctx context.Context, s *session, name string, do func(
 		return errors.Join(err, countErr)
 	}
 	s.report.Stages = append(s.report.Stages, report.Stage{
-		Name: name, Seconds: took.Seconds(), Open: c.Open, Lost: sumReasons(sub.Lost) - lost,
+		Name: name, Seconds: took.Seconds(), Open: c.Open, Lost: generator.SumReasons(sub.Lost) - lost,
 		Pings: sub.pings - pings, Delivered: sub.sum.Delivered - delivered,
 	})
 	cmd.pause(ctx, s)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gobwas/ws"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/wire"
 )
@@ -140,11 +141,11 @@ func TestNothingIsCountedTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := sub.fleet.do(t.Context(), sub.talkOrder(&talk{Active: 3, MessageRate: 1000, Duration: 50 * time.Millisecond, Message: "x"})); err != nil {
+		if err := sub.fleet.Talk(t.Context(), generator.Talk{Active: 3, Rate: 1000, Duration: 50 * time.Millisecond, Message: "x"}); err != nil {
 			t.Fatal(err)
 		}
 		c, _, err := sub.count()
-		if now := sub.fleet.now(); err != nil || c.Replies != 50 || now.Replies != 0 || now.Open != 6 {
+		if now := sub.fleet.Now(); err != nil || c.Replies != 50 || now.Replies != 0 || now.Open != 6 {
 			t.Errorf("%v: %d replies, then %d, and %d open; want 50, 0 and 6", err, c.Replies, now.Replies, now.Open)
 		}
 	}

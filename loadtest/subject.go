@@ -12,6 +12,7 @@ import (
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 )
@@ -20,36 +21,36 @@ import (
 type subject struct {
 	report.Result
 	pids    machine.Processes // none if not known
-	targets []*target
-	fleet   *fleet
+	targets []*generator.Target
+	fleet   *generator.Fleet
 	publish func(ctx context.Context, payload []byte) error
 	stop    func() // ends what the run itself started
 
 	cpu        []float64               // what the unit of work cost in each round, µs
-	first      counts                  // of the connect
+	first      generator.Counts        // of the connect
 	handshakes *hdrhistogram.Histogram // and how long each took
 	own        int64                   // memory of the generator before it
 
 	pings uint64 // that were answered
 
 	// What was counted since fresh.
-	sum  counts
+	sum  generator.Counts
 	sums map[string]*hdrhistogram.Histogram
 }
 
 // count returns what the workers counted since it was last called, and adds
 // that to the subject's sums.
-func (sub *subject) count() (counts, map[string]*hdrhistogram.Histogram, error) {
-	c, hists, err := sub.fleet.count()
+func (sub *subject) count() (generator.Counts, map[string]*hdrhistogram.Histogram, error) {
+	c, hists, err := sub.fleet.Count()
 	if err != nil {
 		return c, hists, err
 	}
 	sub.keep(&c)
-	sub.sum.add(&c)
-	sub.sum.Open, sub.sum.Pending, sub.sum.SelfC, sub.sum.SelfM = c.Open, c.Pending, c.SelfC, c.SelfM
+	sub.sum.Add(&c)
+	sub.sum.Open, sub.sum.Pending, sub.sum.CPU, sub.sum.Resident = c.Open, c.Pending, c.CPU, c.Resident
 	for name, h := range hists {
 		if sub.sums[name] == nil {
-			sub.sums[name] = newHistogram()
+			sub.sums[name] = generator.NewHistogram()
 		}
 		sub.sums[name].Merge(h)
 	}
@@ -58,33 +59,31 @@ func (sub *subject) count() (counts, map[string]*hdrhistogram.Histogram, error) 
 
 // keep adds to what is never counted anew. What the scenario itself did is not
 // among the failures and losses.
-func (sub *subject) keep(c *counts) {
+func (sub *subject) keep(c *generator.Counts) {
 	sub.pings += c.Pings
-	sub.Failures = addReasons(sub.Failures, c.Failures)
+	sub.Failures = generator.AddReasons(sub.Failures, c.Failures)
 	maps.DeleteFunc(sub.Failures, func(reason string, _ uint64) bool { return reason == "interrupted" })
-	sub.Lost = addReasons(sub.Lost, c.Lost)
+	sub.Lost = generator.AddReasons(sub.Lost, c.Lost)
 	maps.DeleteFunc(sub.Lost, func(reason string, _ uint64) bool { return reason == "dropped" })
 }
 
 // fresh begins new sums. It returns what the workers counted until now.
-func (sub *subject) fresh() (counts, map[string]*hdrhistogram.Histogram, error) {
+func (sub *subject) fresh() (generator.Counts, map[string]*hdrhistogram.Histogram, error) {
 	c, hists, err := sub.count()
-	sub.sum, sub.sums = counts{}, newHists()
+	sub.sum, sub.sums = generator.Counts{}, map[string]*hdrhistogram.Histogram{}
 	return c, hists, err
 }
 
 // muster starts the generator for a subject.
 func (s *session) muster(sub *subject, conns int) error {
-	sources, err := sourcesFor(conns, sub.targets, s.Source)
+	sources, err := generator.Sources(conns, sub.targets, s.Source)
 	if err != nil {
 		return err
 	}
-	p := plan{Sources: sources, Concurrency: s.Concurrency, Timeout: s.Timeout, TLS: tlsOf(sub.targets, s.Insecure)}
-	for _, t := range sub.targets {
-		p.Servers = append(p.Servers, t.addr.String())
-		p.Requests = append(p.Requests, t.request)
-	}
-	sub.fleet, err = muster(conns, s.Procs, p)
+	sub.fleet, err = generator.Muster(&generator.Config{
+		Conns: conns, Procs: s.Procs, Targets: sub.targets, Sources: sources, Insecure: s.Insecure,
+		Concurrency: s.Concurrency, Timeout: s.Timeout,
+	})
 	return err
 }
 
@@ -94,17 +93,14 @@ func (s *session) open(ctx context.Context, sub *subject) (took time.Duration, e
 	if err := s.muster(sub, s.N); err != nil {
 		return 0, err
 	}
-	f := sub.fleet
 	c, _, err := sub.fresh()
 	if err != nil {
 		return 0, err
 	}
-	sub.own = c.SelfM
-	defer s.watch(sub, "connect", s.N, func(c *counts) int { return c.Open })()
+	sub.own = c.Resident
+	defer s.watch(sub, "connect", s.N, func(c *generator.Counts) int { return c.Open })()
 	began := time.Now()
-	if _, err = f.do(ctx, func(k int) order {
-		return order{Do: doConnect, N: f.share[k], Rate: s.Rate * float64(f.share[k]) / float64(s.N)}
-	}); err != nil {
+	if err = sub.fleet.Connect(ctx, s.Rate); err != nil {
 		return 0, err
 	}
 	took = time.Since(began)
@@ -112,10 +108,10 @@ func (s *session) open(ctx context.Context, sub *subject) (took time.Duration, e
 	if err != nil {
 		return took, err
 	}
-	first.SelfC -= c.SelfC
+	first.CPU -= c.CPU
 	sub.first = first
-	sub.handshakes = hists[histHandshake]
-	sub.Draw(histHandshake, sub.handshakes)
+	sub.handshakes = hists[generator.HistHandshake]
+	sub.Draw(generator.HistHandshake, sub.handshakes)
 	if first.Opened == 0 && ctx.Err() == nil {
 		return took, fmt.Errorf("none of %s connections to %s was opened", report.Thousands(float64(s.N)), sub.URL)
 	}
@@ -123,13 +119,13 @@ func (s *session) open(ctx context.Context, sub *subject) (took time.Duration, e
 }
 
 // watch tells progress until the returned function is called.
-func (s *session) watch(sub *subject, what string, total int, done func(c *counts) int) (stop func()) {
+func (s *session) watch(sub *subject, what string, total int, done func(c *generator.Counts) int) (stop func()) {
 	s.progress.Begin(sub.Name+": "+what, total)
 	quit, over := make(chan struct{}), make(chan struct{})
 	look := func() {
-		c := sub.fleet.now()
+		c := sub.fleet.Now()
 		text := fmt.Sprintf("%s open", report.Thousands(float64(c.Open)))
-		if n := sumReasons(c.Failures) + sumReasons(c.Lost) - c.Lost["dropped"]; n > 0 {
+		if n := generator.SumReasons(c.Failures) + generator.SumReasons(c.Lost) - c.Lost["dropped"]; n > 0 {
 			text += fmt.Sprintf(", %s errors", report.Thousands(float64(n)))
 		}
 		resident := int64(0)
@@ -192,7 +188,7 @@ func (sub *subject) putCPU(key string) {
 
 // alive returns an error when the subject has ended every connection.
 func (sub *subject) alive() error {
-	if c := sub.fleet.now(); c.Open == 0 {
+	if c := sub.fleet.Now(); c.Open == 0 {
 		return fmt.Errorf("%s: every connection was lost: did the server die?", sub.Name)
 	}
 	return nil
@@ -212,10 +208,10 @@ func (s *session) closing(sub *subject) {
 	if sub.pings > 0 {
 		sub.Put("pings", float64(sub.pings))
 	}
-	if n := sumReasons(sub.Failures); n > 0 {
+	if n := generator.SumReasons(sub.Failures); n > 0 {
 		sub.Put("failed", float64(n))
 	}
-	if n := sumReasons(sub.Lost); n > 0 {
+	if n := generator.SumReasons(sub.Lost); n > 0 {
 		sub.Put("lost", float64(n))
 	}
 	if len(sub.pids) > 0 {
@@ -229,13 +225,13 @@ func (s *session) closing(sub *subject) {
 		}
 	}
 	if sub.first.Opened >= 5000 { // with fewer, a process's own start is most of it
-		sub.Put("generator_bytes_per_connection", float64(sub.first.SelfM-sub.own)/float64(sub.first.Opened))
+		sub.Put("generator_bytes_per_connection", float64(sub.first.Resident-sub.own)/float64(sub.first.Opened))
 	}
 	busy := sub.sum.Busy
 	if s.report.Scenario == "connect" {
 		busy = sub.first.Busy
 	}
-	s.saturation(sub, busy, sub.sums[histLag])
+	s.saturation(sub, busy, sub.sums[generator.HistLag])
 }
 
 // saturation says so when the generator was what held things up: it was

@@ -111,13 +111,13 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 	if err := t.publisher.aim(s, t.subject, 1); err != nil {
 		return err
 	}
-	if err := until(ctx, 10*time.Second, func() error { return t.targets[0].probe(ctx, false) }); err != nil {
+	if err := until(ctx, 10*time.Second, func() error { return t.targets[0].Probe(ctx, false) }); err != nil {
 		return fmt.Errorf("tocsin does not serve: %w", err)
 	}
 	if _, err := s.open(ctx, t.subject); err != nil {
 		return err
 	}
-	t.fleet.close()
+	t.fleet.Close()
 	t.fleet = nil
 	err := errors.Join(t.empty(ctx), quiet(ctx, t.subject))
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
@@ -68,7 +69,7 @@ type receipts struct {
 }
 
 func newPushed() *pushed {
-	return &pushed{http: newHistogram(), lag: newHistogram(), receipts: receipts{reasons: map[string]uint64{}}}
+	return &pushed{http: generator.NewHistogram(), lag: generator.NewHistogram(), receipts: receipts{reasons: map[string]uint64{}}}
 }
 
 // add sums b into a.
@@ -78,7 +79,7 @@ func (a *pushed) add(b *pushed) {
 	a.dropped += b.dropped
 	a.failed += b.failed
 	a.untrue += b.untrue
-	a.reasons = addReasons(a.reasons, b.reasons)
+	a.reasons = generator.AddReasons(a.reasons, b.reasons)
 	a.sent += b.sent
 	a.posted += b.posted
 	a.held += b.held
@@ -128,7 +129,7 @@ func (v *volley) pace(ctx context.Context) {
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // without it waits are 50 µs longer, and that is all
 	for k := range v.requests {
 		for due := v.due(k); ctx.Err() == nil && machine.Now() < due; {
-			ts := unix.NsecToTimespec(min(due, machine.Now()+int64(tickEvery)))
+			ts := unix.NsecToTimespec(min(due, machine.Now()+int64(longestNap)))
 			_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) // a signal ends it, and then it is repeated
 		}
 		select {
@@ -137,6 +138,9 @@ func (v *volley) pace(ctx context.Context) {
 		}
 	}
 }
+
+// longestNap is how long the pacer does not look whether it is over.
+const longestNap = 100 * time.Millisecond
 
 // wait returns when request k is due, false when there is none.
 func (v *volley) wait(ctx context.Context, k int) bool {
@@ -190,7 +194,7 @@ func (v *volley) appendPush(dst []byte, p, x int, due int64) []byte {
 		}
 		dst = append(dst, part...)
 	}
-	dst = appendPayload(append(dst, `,"data":`...), v.size, v.run, x*publishers+p+1, int64(to), due)
+	dst = generator.AppendPayload(append(dst, `,"data":`...), v.size, v.run, x*publishers+p+1, int64(to), due)
 	return append(dst, "}\n"...)
 }
 

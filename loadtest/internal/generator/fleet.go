@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package generator
 
 import (
 	"context"
@@ -18,15 +18,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fleet is the workers that hold the connections to one subject, and their
-// coordinator's end of the pipes.
-type fleet struct {
+// Config says which connections a fleet has and how it makes them.
+type Config struct {
+	Conns       int           // at least 1
+	Procs       int           // processes; more if the descriptor limit makes them necessary
+	Targets     []*Target     // taken in turn, of one scheme
+	Sources     []string      // addresses to connect from, taken in turn; none: the kernel's choice
+	Insecure    bool          // take any certificate
+	Concurrency int           // handshakes at once, of all processes
+	Timeout     time.Duration // of one handshake
+}
+
+// Fleet is the workers that hold the connections to one server, and their
+// coordinator's end of the pipes. Several goroutines may call it, but each kind
+// of order runs once at a time. When the context of an order ends, the workers
+// are told to stop, and what they did until then counts.
+type Fleet struct {
 	workers []*worker
 	conns   int // of all workers
 	share   []int
 
 	mu      sync.Mutex
-	latest  []counts
+	latest  []Counts
 	answers map[int]chan tally // by order
 	broken  error              // a worker ended before its time
 	closing bool
@@ -42,7 +55,7 @@ type worker struct {
 	cmd *exec.Cmd
 }
 
-// startWorker runs this program again. The worker is in a process group of
+// startWorker runs this program again, which calls [Work] for that. The worker is in a process group of
 // its own, so that Ctrl-C leaves it to report; it ends with its input.
 func startWorker() (*worker, error) {
 	cmd := exec.Command("/proc/self/exe", "worker")
@@ -72,12 +85,29 @@ func capacity() int {
 	return int(min(limit.Max, 1<<30)) - 128
 }
 
-// muster starts the workers for conns connections: as many as the descriptor
-// limit makes necessary, or procs if that is more.
-func muster(conns, procs int, p plan) (*fleet, error) {
+// Processes returns how many worker processes hold conns connections: as many
+// as the descriptor limit makes necessary, or procs if that is more.
+func Processes(conns, procs int) int {
 	one := capacity()
-	procs = max(1, procs, (conns+one-1)/one)
-	f := &fleet{conns: conns, latest: make([]counts, procs), answers: map[int]chan tally{}}
+	return max(1, procs, (conns+one-1)/one)
+}
+
+// plan returns what a worker needs to know of its connections, but for which
+// they are.
+func (c *Config) plan() plan {
+	p := plan{Sources: c.Sources, Timeout: c.Timeout, TLS: tlsOf(c.Targets, c.Insecure)}
+	for _, t := range c.Targets {
+		p.Servers = append(p.Servers, t.addr.String())
+		p.Requests = append(p.Requests, t.request)
+	}
+	return p
+}
+
+// Muster starts the workers. They open no connection before [Fleet.Connect].
+// The fleet must be closed.
+func Muster(c *Config) (*Fleet, error) {
+	conns, procs := c.Conns, Processes(c.Conns, c.Procs)
+	f := &Fleet{conns: conns, latest: make([]Counts, procs), answers: map[int]chan tally{}}
 	first := 0
 	for k := range procs {
 		n := conns / procs
@@ -86,17 +116,17 @@ func muster(conns, procs int, p plan) (*fleet, error) {
 		}
 		w, err := startWorker()
 		if err != nil {
-			f.close()
+			f.Close()
 			return nil, err
 		}
 		f.workers, f.share = append(f.workers, w), append(f.share, n)
 		f.done.Add(1)
 		go f.listen(k, w)
-		mine := p
+		mine := c.plan()
 		mine.First = first
-		mine.Concurrency = max(1, p.Concurrency/procs)
+		mine.Concurrency = max(1, c.Concurrency/procs)
 		if _, err := f.ask(k, &order{Do: doPlan, Plan: &mine}); err != nil {
-			f.close()
+			f.Close()
 			return nil, err
 		}
 		first += n
@@ -105,7 +135,7 @@ func muster(conns, procs int, p plan) (*fleet, error) {
 }
 
 // listen takes the tallies of one worker until its output ends.
-func (f *fleet) listen(k int, w *worker) {
+func (f *Fleet) listen(k int, w *worker) {
 	defer f.done.Done()
 	for dec := json.NewDecoder(w.out); ; {
 		var t tally
@@ -123,9 +153,9 @@ func (f *fleet) listen(k int, w *worker) {
 			f.broken = fmt.Errorf("generator: %s", t.Error)
 			f.fallLocked()
 		}
-		f.latest[k] = t.counts
+		f.latest[k] = t.Counts
 		if t.Anew {
-			f.latest[k] = counts{Open: t.Open, Pending: t.Pending}
+			f.latest[k] = Counts{Open: t.Open, Pending: t.Pending}
 		}
 		if ch := f.answers[t.ID]; ch != nil && t.ID != 0 {
 			delete(f.answers, t.ID)
@@ -136,7 +166,7 @@ func (f *fleet) listen(k int, w *worker) {
 }
 
 // fallLocked ends every wait.
-func (f *fleet) fallLocked() {
+func (f *Fleet) fallLocked() {
 	for id, ch := range f.answers {
 		close(ch)
 		delete(f.answers, id)
@@ -144,7 +174,7 @@ func (f *fleet) fallLocked() {
 }
 
 // ask gives worker k an order and returns where its answer comes.
-func (f *fleet) ask(k int, o *order) (<-chan tally, error) {
+func (f *Fleet) ask(k int, o *order) (<-chan tally, error) {
 	ch := make(chan tally, 1)
 	f.mu.Lock()
 	if f.broken != nil {
@@ -163,13 +193,13 @@ func (f *fleet) ask(k int, o *order) (<-chan tally, error) {
 
 // grace is how long workers may take to stop; where a CPU is emulated, each
 // connection takes its time.
-func (f *fleet) grace() time.Duration {
+func (f *Fleet) grace() time.Duration {
 	return 15*time.Second + time.Duration(f.conns)*200*time.Microsecond
 }
 
 // do gives every worker an order, made by build for each, and waits until all
 // are done.
-func (f *fleet) do(ctx context.Context, build func(k int) order) ([]tally, error) {
+func (f *Fleet) do(ctx context.Context, build func(k int) order) ([]tally, error) {
 	waits, err := f.start(build)
 	if err != nil {
 		return nil, err
@@ -178,7 +208,7 @@ func (f *fleet) do(ctx context.Context, build func(k int) order) ([]tally, error
 }
 
 // start gives every worker an order, and returns what to wait for.
-func (f *fleet) start(build func(k int) order) (waits []<-chan tally, err error) {
+func (f *Fleet) start(build func(k int) order) (waits []<-chan tally, err error) {
 	for k := range f.workers {
 		o := build(k)
 		ch, err := f.ask(k, &o)
@@ -192,7 +222,7 @@ func (f *fleet) start(build func(k int) order) (waits []<-chan tally, err error)
 
 // wait waits until all workers are done. When ctx ends they are told to stop,
 // and what they did is still returned.
-func (f *fleet) wait(ctx context.Context, waits []<-chan tally) ([]tally, error) {
+func (f *Fleet) wait(ctx context.Context, waits []<-chan tally) ([]tally, error) {
 	var tallies []tally
 	var grace <-chan time.Time
 	stopped := ctx.Done()
@@ -221,7 +251,7 @@ func (f *fleet) wait(ctx context.Context, waits []<-chan tally) ([]tally, error)
 }
 
 // spread returns worker k's part of n when every worker has one in proportion.
-func (f *fleet) spread(n, k int) int {
+func (f *Fleet) spread(n, k int) int {
 	before := 0
 	for _, share := range f.share[:k] {
 		before += share
@@ -229,33 +259,34 @@ func (f *fleet) spread(n, k int) int {
 	return n*(before+f.share[k])/f.conns - n*before/f.conns
 }
 
-// now sums the latest tallies.
-func (f *fleet) now() (sum counts) {
+// Now sums what the workers told last, about ten times a second.
+func (f *Fleet) Now() (sum Counts) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range f.latest {
-		sum.add(&f.latest[i])
+		sum.Add(&f.latest[i])
 	}
 	return sum
 }
 
-// count returns the sums and the merged histograms, and has the workers count
-// anew.
-func (f *fleet) count() (sum counts, hists map[string]*hdrhistogram.Histogram, err error) {
+// Count returns the sums and the merged histograms, by the Hist names, of which
+// those without samples are missing; and has the workers count anew. With an
+// error the sums are those of [Fleet.Now].
+func (f *Fleet) Count() (sum Counts, hists map[string]*hdrhistogram.Histogram, err error) {
 	tallies, err := f.do(context.Background(), func(int) order { return order{Do: doTally} })
 	if err != nil {
-		return f.now(), map[string]*hdrhistogram.Histogram{}, err
+		return f.Now(), map[string]*hdrhistogram.Histogram{}, err
 	}
 	hists = map[string]*hdrhistogram.Histogram{}
 	for i := range tallies {
-		sum.add(&tallies[i].counts)
+		sum.Add(&tallies[i].Counts)
 		for name, text := range tallies[i].Hists {
 			h, err := hdrhistogram.Decode([]byte(text))
 			if err != nil {
 				return sum, hists, fmt.Errorf("histogram %s of a worker: %w", name, err)
 			}
 			if hists[name] == nil {
-				hists[name] = newHistogram()
+				hists[name] = NewHistogram()
 			}
 			hists[name].Merge(h)
 		}
@@ -263,8 +294,8 @@ func (f *fleet) count() (sum counts, hists map[string]*hdrhistogram.Histogram, e
 	return sum, hists, nil
 }
 
-// close ends the workers and their connections.
-func (f *fleet) close() {
+// Close ends the workers and their connections.
+func (f *Fleet) Close() {
 	f.mu.Lock()
 	f.closing = true
 	f.mu.Unlock()

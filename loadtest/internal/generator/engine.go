@@ -1,55 +1,22 @@
 //go:build linux
 
-package main
+package generator
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/netip"
 	"os"
 	"runtime"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
-
-// The life of a connection.
-const (
-	idle     = iota // not wanted, or not yet
-	waiting         // in the dial queue
-	dialing         // connect(2) is on its way
-	securing        // the TLS handshake has the socket
-	asked           // the request is sent
-	opened
-)
-
-// conn is all that a connection costs while nothing is half-read or unsent.
-type conn struct {
-	extra *extra
-	at    int64  // when it is due in the dial queue; then when the handshake or the message that runs began
-	fd    int32  // -1 without one
-	high  uint32 // the highest sequence delivered
-	sent  uint32 // messages of the echo
-	got   uint32 // and their replies
-	retry uint32 // milliseconds that goodbye asked for
-	state uint8
-	tries uint8 // in a row that failed
-}
-
-// extra is what a connection has only for moments.
-type extra struct {
-	half     []byte   // of a frame or response head that is not whole
-	fragment []byte   // of a message that is not whole
-	out      []byte   // refused by the socket
-	tls      *secured // stays, where TLS is spoken
-}
 
 const (
 	wakeMark  = -1
@@ -72,13 +39,12 @@ type engine struct {
 	servers  []unix.Sockaddr
 	requests []request
 	sources  []unix.Sockaddr
-	seed     uint64
+	seed     seed
 
 	conns []conn
 	buf   []byte // what recv fills
 	plain []byte // what TLS makes of it
 	now   int64  // when the last wait ended
-	idle  int64  // time spent waiting
 	tick  int64  // when the next tally is due
 
 	dial    dialer
@@ -87,38 +53,16 @@ type engine struct {
 	echo    echo
 	herd    herd
 
-	total counts
-	hists map[string]*hdrhistogram.Histogram
-	quit  bool
+	ledger
+	quit bool
 }
 
-// The histograms of a worker.
-const (
-	histHandshake = "handshake"
-	histDelivery  = "delivery"
-	histPush      = "push"
-	histEcho      = "echo"
-	histOutage    = "outage"
-	histLag       = "lag" // how late the generator itself was in sending
-)
-
-var workerHists = []string{histHandshake, histDelivery, histPush, histEcho, histOutage, histLag}
-
-// newHistogram counts nanoseconds up to an hour, within 0.1 %.
-func newHistogram() *hdrhistogram.Histogram {
-	return hdrhistogram.New(1000, int64(time.Hour), 3)
-}
-
-func newHists() map[string]*hdrhistogram.Histogram { return map[string]*hdrhistogram.Histogram{} }
-
-// work runs a worker until in ends. It returns why it could not go on.
-func work(in io.Reader, out io.Writer) error {
+// Work is all that a worker process does: it takes orders from in, tells what
+// came of them to out, and ends with in. It returns why it could not go on.
+func Work(in io.Reader, out io.Writer) error {
 	e := &engine{
 		orders: make(chan order, 16), handshakes: make(chan handshake, 128), out: json.NewEncoder(out), buf: make([]byte, 64<<10),
-		seed: uint64(time.Now().UnixNano()), hists: newHists(),
-	}
-	for _, name := range workerHists {
-		e.hists[name] = newHistogram()
+		seed: seed(time.Now().UnixNano()), ledger: newLedger(),
 	}
 	var err error
 	if e.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -208,8 +152,6 @@ func (e *engine) wait(events []unix.EpollEvent) (int, unix.Errno) {
 	return n, errno
 }
 
-const never = math.MaxInt64
-
 func (e *engine) serve(ev *unix.EpollEvent) error {
 	if ev.Fd == wakeMark {
 		return e.takeOrders()
@@ -268,9 +210,9 @@ func (e *engine) obey(o *order) error {
 		e.connect(o)
 		return nil
 	case doArm:
-		e.arm(o)
+		e.deliver.arm(e.conns, o)
 	case doAwait:
-		e.await(o)
+		e.answer(e.deliver.await(e.now, e.conns, o))
 		return nil
 	case doEcho:
 		e.startEcho(o)
@@ -279,9 +221,9 @@ func (e *engine) obey(o *order) error {
 		e.startHerd(o)
 		return nil
 	case doPushes:
-		e.expectPushes(o)
+		e.unicast.expect(&e.ledger, e.conns, o)
 	case doCame:
-		return e.tellPushes(o)
+		return e.report(e.unicast.tell(&e.ledger, o))
 	case doSync:
 	case doStop:
 		e.stop()
@@ -293,10 +235,42 @@ func (e *engine) obey(o *order) error {
 	return e.report(tally{ID: o.ID})
 }
 
+// startEcho has connections talk.
+func (e *engine) startEcho(o *order) {
+	e.now = machine.Now()
+	e.echo.begin(&e.ledger, e.now, len(e.conns), o)
+	for i := range e.echo.active {
+		c := &e.conns[i]
+		c.sent, c.got = 0, 0
+		if c.state == opened {
+			e.check(i, c, e.echo.joined(&e.ledger, e.now, i, c))
+		}
+	}
+}
+
+// sendDue sends what is due of the talk.
+func (e *engine) sendDue() {
+	for i := e.echo.due(e.now); i >= 0; i = e.echo.due(e.now) {
+		c := &e.conns[i]
+		e.check(i, c, e.echo.sayDue(&e.ledger, i, c))
+	}
+}
+
+// startHerd has connections come back when they end, and drops them first if
+// the order says so.
+func (e *engine) startHerd(o *order) {
+	e.herd.begin(&e.ledger, e.now, len(e.conns), o)
+	e.dial.schedule = true // a handshake that has to wait for others is late
+	for i := o.Keep; o.Drop && i < len(e.conns); i++ {
+		if c := &e.conns[i]; c.state == opened {
+			e.lose(i, c, "dropped")
+		}
+	}
+}
+
 // stop ends what runs; finish then answers it.
 func (e *engine) stop() {
-	e.dial.queue.clear(e)
-	e.dial.failAll(e)
+	e.stopDialing()
 	e.echo.end = min(e.echo.end, e.now)
 	e.echo.deadline = min(e.echo.deadline, e.now)
 	e.deliver.deadline = min(e.deliver.deadline, e.now)
@@ -305,15 +279,15 @@ func (e *engine) stop() {
 
 // finish answers the orders that are done.
 func (e *engine) finish() {
-	e.finishConnect()
-	e.finishAwait()
-	e.finishEcho()
-	e.finishHerd()
+	e.answer(e.finishConnect())
+	e.answer(e.deliver.finish(&e.ledger, e.now))
+	e.answer(e.echo.finish(&e.ledger, e.now))
+	e.answer(e.herd.finish(&e.ledger, e.now, e.dial.pending))
 }
 
 // report sends a tally. The coordinator always reads, so it does not wait.
 func (e *engine) report(t tally) error {
-	t.counts = e.total
+	t.Counts = e.total
 	t.Pending = e.dial.pending
 	if err := e.out.Encode(&t); err != nil {
 		return fmt.Errorf("the coordinator is gone: %w", err)
@@ -321,52 +295,26 @@ func (e *engine) report(t tally) error {
 	return nil
 }
 
-// answer reports that an order is done.
-func (e *engine) answer(t tally) {
-	if e.report(t) != nil {
+// answer reports that an order is done, if t is not nil.
+func (e *engine) answer(t *tally) {
+	if t != nil && e.report(*t) != nil {
 		e.quit = true
 	}
 }
 
 // tallyAll tells everything that was counted, and counts anew.
 func (e *engine) tallyAll(o *order) error {
-	e.total.SelfC = machine.OwnCPU()
+	e.total.CPU = machine.OwnCPU()
 	if m, err := machine.ReadMemory(os.Getpid()); err == nil {
-		e.total.SelfM = m.Resident
+		e.total.Resident = m.Resident
 	}
-	t := tally{ID: o.ID, Anew: true, Hists: map[string]string{}}
-	for name, h := range e.hists {
-		if h.TotalCount() == 0 {
-			continue
-		}
-		b, err := h.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
-		if err != nil {
-			return fmt.Errorf("histogram %s: %w", name, err)
-		}
-		t.Hists[name] = string(b)
+	hists, err := e.encode()
+	if err != nil {
+		return err
 	}
-	err := e.report(t)
-	e.total = counts{Open: e.total.Open}
-	for _, h := range e.hists {
-		h.Reset()
-	}
+	err = e.report(tally{ID: o.ID, Anew: true, Hists: hists})
+	e.anew()
 	return err
-}
-
-func (e *engine) record(name string, d int64) {
-	_ = e.hists[name].RecordValue(min(max(d, 0), int64(time.Hour))) // within its bounds by that
-}
-
-// phase measures how busy the loop is.
-type phase struct{ began, idle int64 }
-
-func (e *engine) begin() phase { return phase{machine.Now(), e.idle} }
-
-// end notes the busy share of the phase; one of less than 10 ms says nothing.
-func (e *engine) end(p phase) {
-	if d := machine.Now() - p.began; d > int64(10*time.Millisecond) {
-		e.total.Busy = max(e.total.Busy, 1-float64(e.idle-p.idle)/float64(d))
-	}
 }
 
 func (e *engine) prepare(p *plan) error {

@@ -1,9 +1,8 @@
 //go:build linux
 
-package main
+package generator
 
 import (
-	"maps"
 	"time"
 )
 
@@ -76,88 +75,9 @@ type plan struct {
 type tally struct {
 	ID    int    `json:"id,omitempty"`
 	Error string `json:"error,omitempty"` // the worker cannot go on
-	counts
+	Counts
 	Anew  bool              `json:"anew,omitempty"`  // the next tally counts from nothing
-	Round *round            `json:"round,omitempty"` // await
+	Round *Round            `json:"round,omitempty"` // await
 	Hists map[string]string `json:"hists,omitempty"` // tally
 	Came  []byte            `json:"came,omitempty"`  // came: bit n%8 of byte n/8 stands for push n
-}
-
-// counts are summed over the workers.
-type counts struct {
-	Open    int `json:"open"`    // connections that are open now
-	Pending int `json:"pending"` // connections that are wanted and not open yet
-
-	Attempts uint64            `json:"attempts"`
-	Opened   uint64            `json:"opened"`
-	Failures map[string]uint64 `json:"failures,omitempty"` // of handshakes, by errno or status
-	Lost     map[string]uint64 `json:"lost,omitempty"`     // connections that ended after the handshake, by how
-
-	Messages uint64 `json:"messages"` // data frames received
-	Pings    uint64 `json:"pings"`    // answered
-	Goodbyes uint64 `json:"goodbyes"`
-
-	Delivered  uint64 `json:"delivered"` // distinct messages of the run
-	Doubled    uint64 `json:"doubled"`
-	Misordered uint64 `json:"misordered"` // came after a later one
-	Late       uint64 `json:"late"`
-	Foreign    uint64 `json:"foreign"` // pushes for another connection
-
-	Sent    uint64 `json:"sent"` // echo
-	Replies uint64 `json:"replies"`
-
-	Busy  float64       `json:"busy"`   // the largest share of a measured phase that the loop did not wait
-	SelfC time.Duration `json:"self_c"` // CPU of the worker since it began
-	SelfM int64         `json:"self_m"` // its resident memory, bytes
-}
-
-// round is what became of one message of a run.
-type round struct {
-	Expected int   `json:"expected"` // connections open when it was awaited
-	Got      int   `json:"got"`
-	Last     int64 `json:"last"` // when the last of Got came
-}
-
-// add sums b into a.
-func (a *counts) add(b *counts) {
-	a.Open += b.Open
-	a.Pending += b.Pending
-	a.Attempts += b.Attempts
-	a.Opened += b.Opened
-	a.Failures = addReasons(a.Failures, b.Failures)
-	a.Lost = addReasons(a.Lost, b.Lost)
-	a.Messages += b.Messages
-	a.Pings += b.Pings
-	a.Goodbyes += b.Goodbyes
-	a.Delivered += b.Delivered
-	a.Doubled += b.Doubled
-	a.Misordered += b.Misordered
-	a.Late += b.Late
-	a.Foreign += b.Foreign
-	a.Sent += b.Sent
-	a.Replies += b.Replies
-	a.Busy = max(a.Busy, b.Busy)
-	a.SelfC += b.SelfC
-	a.SelfM += b.SelfM
-}
-
-func addReasons(a, b map[string]uint64) map[string]uint64 {
-	if len(b) == 0 {
-		return a
-	}
-	sum := maps.Clone(a)
-	if sum == nil {
-		sum = map[string]uint64{}
-	}
-	for reason, n := range b {
-		sum[reason] += n
-	}
-	return sum
-}
-
-func sumReasons(reasons map[string]uint64) (n uint64) {
-	for _, v := range reasons {
-		n += v
-	}
-	return n
 }

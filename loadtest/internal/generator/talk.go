@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package generator
 
 import (
 	"time"
@@ -13,7 +13,8 @@ import (
 )
 
 // echo is the talk of the first connections: each message is answered by one,
-// in order.
+// in order. Where a message cannot be sent an errno is returned, and the
+// connection is lost.
 type echo struct {
 	order    int
 	active   int
@@ -29,42 +30,33 @@ type echo struct {
 
 const lastReplies = 5 * time.Second
 
-// startEcho takes the order to talk. Connections that are not open when it
-// begins join when they are.
-func (e *engine) startEcho(o *order) {
-	t := &e.echo
-	e.now = machine.Now()
+// begin takes the order to talk. Those of the active connections that are open
+// join now, the others when they are.
+func (t *echo) begin(l *ledger, now int64, conns int, o *order) {
 	*t = echo{
-		order: o.ID, active: min(o.Active, len(e.conns)), rate: o.Rate,
+		order: o.ID, active: min(o.Active, conns), rate: o.Rate,
 		frame: wire.AppendMasked(nil, ws.OpText, true, [4]byte{0x37, 0xfa, 0x21, 0x3d}, []byte(o.Message)),
-		start: e.now, phase: e.begin(),
+		start: now, phase: l.begin(),
 	}
 	t.end = t.start + int64(o.Duration)
 	t.deadline = t.end + int64(lastReplies)
-	for i := range t.active {
-		c := &e.conns[i]
-		c.sent, c.got = 0, 0
-		if c.state == opened {
-			t.joined(e, i)
-		}
-	}
 }
 
 // joined makes a connection talk.
-func (t *echo) joined(e *engine, i int) {
+func (t *echo) joined(l *ledger, now int64, i int, c *conn) unix.Errno {
 	if t.order == 0 || i >= t.active {
-		return
+		return 0
 	}
-	c := &e.conns[i]
 	_ = unix.SetsockoptInt(int(c.fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // else the kernel holds a second message back
 	if t.rate == 0 {
-		if e.now < t.end {
-			t.say(e, i, c)
+		if now < t.end {
+			return t.say(l, c)
 		}
-		return
+		return 0
 	}
 	c.sent = t.share(i)
 	c.got = c.sent
+	return 0
 }
 
 // planned returns when message k of connection i is due: the connections
@@ -82,58 +74,62 @@ func (t *echo) share(i int) uint32 {
 }
 
 // say sends one message.
-func (t *echo) say(e *engine, i int, c *conn) {
+func (t *echo) say(l *ledger, c *conn) unix.Errno {
 	if t.rate == 0 {
 		c.at = machine.Now()
 	}
-	if errno := e.send(c, t.frame); errno != 0 {
-		e.lose(i, c, machine.ErrnoName(errno))
-		return
+	if errno := c.send(t.frame); errno != 0 {
+		return errno
 	}
 	c.sent++
 	t.waiting++
-	e.total.Sent++
+	l.total.Sent++
+	return 0
 }
 
-// free says that the socket holds nothing back.
-func (c *conn) free() bool {
-	return c.state == opened && (c.extra == nil || len(c.extra.out) == 0)
-}
-
-// sendDue sends what is due by the schedule, what was due before the end even
-// behind it. It does not wait for replies; only a socket that takes no more
-// holds its own messages back.
-func (e *engine) sendDue() {
-	t := &e.echo
+// due returns the connection whose message is due next by the schedule, what
+// was due before the end even behind it; -1 if none is. It does not wait for
+// replies.
+func (t *echo) due(now int64) int {
 	if t.order == 0 || t.rate == 0 {
-		return
+		return -1
 	}
-	now := min(e.now, t.end-1)
-	for due := uint64(float64(now-t.start)*t.rate/1e9) + 1; t.next < due; t.next++ {
-		i := int(t.next % uint64(t.active))
-		if c := &e.conns[i]; c.free() {
-			e.record(histLag, machine.Now()-t.planned(i, c.sent)) // what a full socket holds back is the server's
-			t.say(e, i, c)
-		}
+	now = min(now, t.end-1)
+	if t.next > uint64(float64(now-t.start)*t.rate/1e9) {
+		return -1
 	}
+	t.next++
+	return int((t.next - 1) % uint64(t.active))
+}
+
+// sayDue sends what is due. Only a socket that takes no more holds its own
+// messages back.
+func (t *echo) sayDue(l *ledger, i int, c *conn) unix.Errno {
+	if !c.free() {
+		return 0
+	}
+	l.record(HistLag, machine.Now()-t.planned(i, c.sent)) // what a full socket holds back is the server's
+	return t.say(l, c)
 }
 
 // catchUp sends what a full socket held back.
-func (t *echo) catchUp(e *engine, i int, c *conn) {
+func (t *echo) catchUp(l *ledger, i int, c *conn) unix.Errno {
 	if t.order == 0 || i >= t.active || t.rate == 0 {
-		return
+		return 0
 	}
 	for due := t.share(i); c.free() && c.sent < due; {
-		t.say(e, i, c)
+		if errno := t.say(l, c); errno != 0 {
+			return errno
+		}
 	}
+	return 0
 }
 
 // replied takes a message that belongs to nothing else as the answer to the
 // oldest unanswered one.
-func (e *engine) replied(i int, c *conn) {
-	t := &e.echo
+func (t *echo) replied(l *ledger, now int64, i int, c *conn) unix.Errno {
 	if t.order == 0 || i >= t.active || c.got >= c.sent {
-		return
+		return 0
 	}
 	began := c.at
 	if t.rate > 0 {
@@ -141,13 +137,15 @@ func (e *engine) replied(i int, c *conn) {
 	}
 	c.got++
 	t.waiting--
-	e.total.Replies++
-	e.record(histEcho, machine.Now()-began)
-	if t.rate == 0 && e.now < t.end {
-		t.say(e, i, c)
+	l.total.Replies++
+	l.record(HistEcho, machine.Now()-began)
+	if t.rate == 0 && now < t.end {
+		return t.say(l, c)
 	}
+	return 0
 }
 
+// lost gives up the replies that a connection owed.
 func (t *echo) lost(i int, c *conn) {
 	if t.order != 0 && i < t.active {
 		t.waiting -= int(c.sent - c.got)
@@ -167,12 +165,14 @@ func (t *echo) nextDue(now int64) int64 {
 	return min(t.end, t.start+int64(float64(t.next)*1e9/t.rate))
 }
 
-func (e *engine) finishEcho() {
-	t := &e.echo
-	if t.order == 0 || e.now < t.end || t.waiting > 0 && e.now < t.deadline {
-		return
+// finish returns the answer when the time is over and all replies are there,
+// or late.
+func (t *echo) finish(l *ledger, now int64) *tally {
+	if t.order == 0 || now < t.end || t.waiting > 0 && now < t.deadline {
+		return nil
 	}
-	e.end(t.phase)
-	e.answer(tally{ID: t.order})
+	l.end(t.phase)
+	answer := &tally{ID: t.order}
 	t.order = 0
+	return answer
 }

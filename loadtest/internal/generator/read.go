@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package generator
 
 import (
 	"bytes"
@@ -67,7 +67,15 @@ func (e *engine) lose(i int, c *conn, how string) {
 		c.state = idle
 		return
 	}
-	e.herd.left(e, i, c)
+	e.dial.pending++
+	e.again(i, c, e.herd.left(i, c))
+}
+
+// check loses a connection whose socket has failed.
+func (e *engine) check(i int, c *conn, errno unix.Errno) {
+	if errno != 0 {
+		e.lose(i, c, machine.ErrnoName(errno))
+	}
 }
 
 // take reads b, which came behind what was left over before. It returns false
@@ -78,7 +86,8 @@ func (e *engine) take(i int, c *conn, b []byte) bool {
 		x.half = nil
 	}
 	if c.state == asked {
-		size, reason := e.answered(i, b)
+		var key [24]byte
+		size, reason := readHead(b, e.seed.appendKey(key[:0], e.plan.First+i))
 		if reason != "" {
 			e.fail(i, c, reason)
 			return false
@@ -111,34 +120,17 @@ func (e *engine) take(i int, c *conn, b []byte) bool {
 	return true
 }
 
-// more returns the connection's extra, a new one if it has none.
-func (c *conn) more() *extra {
-	if c.extra == nil {
-		c.extra = &extra{}
-	}
-	return c.extra
-}
-
-// less lets go of an extra that holds nothing.
-func (c *conn) less() {
-	if x := c.extra; x != nil && x.tls == nil && len(x.half)+len(x.fragment)+len(x.out) == 0 {
-		c.extra = nil
-	}
-}
-
 func (e *engine) frame(i int, c *conn, h ws.Header, payload []byte) {
 	switch {
 	case h.OpCode == ws.OpPing:
 		e.total.Pings++
-		if errno := e.send(c, wire.AppendMasked(nil, ws.OpPong, true, [4]byte{1, 2, 3, 4}, payload)); errno != 0 {
-			e.lose(i, c, machine.ErrnoName(errno))
-		}
+		e.check(i, c, c.send(wire.AppendMasked(nil, ws.OpPong, true, [4]byte{1, 2, 3, 4}, payload)))
 	case h.OpCode == ws.OpClose:
 		how := "close without a code"
 		if len(payload) >= 2 {
 			how = "close " + strconv.Itoa(int(binary.BigEndian.Uint16(payload)))
 		}
-		_ = e.send(c, wire.AppendMasked(nil, ws.OpClose, true, [4]byte{1, 2, 3, 4}, payload[:min(2, len(payload))])) // it is over either way
+		_ = c.send(wire.AppendMasked(nil, ws.OpClose, true, [4]byte{1, 2, 3, 4}, payload[:min(2, len(payload))])) // it is over either way
 		e.lose(i, c, how)
 	case h.OpCode == ws.OpPong:
 	case !h.Fin:
@@ -167,39 +159,11 @@ func (e *engine) message(i int, c *conn, b []byte) {
 			e.total.Goodbyes++
 			c.retry = uint32(max(notice.Goodbye.RetryAfterMS, 0))
 		}
-	case e.deliver.take(e, i, c, b):
-	case e.unicast.take(e, i, c, b):
+	case e.deliver.take(&e.ledger, i, c, b):
+	case e.unicast.take(&e.ledger, e.plan.First+i, c, b):
 	default:
-		e.replied(i, c)
+		e.check(i, c, e.echo.replied(&e.ledger, e.now, i, c))
 	}
-}
-
-// send writes b whole.
-func (e *engine) send(c *conn, b []byte) unix.Errno {
-	if c.extra != nil && c.extra.tls != nil {
-		sealed, err := c.extra.tls.seal(b)
-		if err != nil {
-			return unix.EPROTO // TLS has ended before
-		}
-		b = sealed
-	}
-	return e.put(c, b)
-}
-
-// put gives b to the socket; what that refuses is kept and sent when it can be.
-func (e *engine) put(c *conn, b []byte) unix.Errno {
-	n := 0
-	if c.extra == nil || len(c.extra.out) == 0 {
-		var errno unix.Errno
-		if n, errno = floor.Send(int(c.fd), b); errno != 0 && errno != unix.EAGAIN {
-			return errno
-		}
-	}
-	if n < len(b) {
-		x := c.more()
-		x.out = append(x.out, b[n:]...)
-	}
-	return 0
 }
 
 // flush sends what was refused, and then the messages that were due meanwhile.
@@ -216,6 +180,6 @@ func (e *engine) flush(i int, c *conn) {
 	if len(x.out) == 0 {
 		x.out = nil
 		c.less()
-		e.echo.catchUp(e, i, c)
+		e.check(i, c, e.echo.catchUp(&e.ledger, i, c))
 	}
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package generator
 
 import (
 	"time"
@@ -28,43 +28,33 @@ const settled = time.Second
 
 func (h *herd) has(i int) bool { return h.order != 0 && i >= h.keep }
 
-// startHerd takes the order to keep the connections from Keep on coming back,
-// and to drop them first if it says so.
-func (e *engine) startHerd(o *order) {
-	h := &e.herd
+// begin takes the order to keep the connections from Keep on coming back.
+func (h *herd) begin(l *ledger, now int64, conns int, o *order) {
 	*h = herd{
 		order: o.ID, keep: o.Keep, drop: o.Drop, goodbye: o.Obey, changed: never,
-		deadline: e.now + int64(o.Timeout), since: make([]int64, len(e.conns)), phase: e.begin(),
-	}
-	e.dial.schedule = true // a handshake that has to wait for others is late
-	for i := o.Keep; o.Drop && i < len(e.conns); i++ {
-		if c := &e.conns[i]; c.state == opened {
-			e.lose(i, c, "dropped")
-		}
+		deadline: now + int64(o.Timeout), since: make([]int64, conns), phase: l.begin(),
 	}
 }
 
-// left notes that a connection ended and has it come back.
-func (h *herd) left(e *engine, i int, c *conn) {
+// left notes that a connection ended, and returns how long it stays away.
+func (h *herd) left(i int, c *conn) (pause time.Duration) {
 	h.dropped++
 	h.changed = machine.Now()
 	h.since[i] = h.changed
-	e.dial.pending++
-	pause := time.Duration(0)
 	if h.goodbye {
 		pause = time.Duration(c.retry) * time.Millisecond
 	}
-	e.again(i, c, pause)
+	return pause
 }
 
 // returned notes that a connection is back.
-func (h *herd) returned(e *engine, i int) {
+func (h *herd) returned(l *ledger, i int) {
 	if !h.has(i) || h.since[i] == 0 {
 		return
 	}
 	h.back++
 	h.changed = machine.Now()
-	e.record(histOutage, h.changed-h.since[i])
+	l.record(HistOutage, h.changed-h.since[i])
 	h.since[i] = 0
 }
 
@@ -78,16 +68,18 @@ func (h *herd) nextDue(pending int) int64 {
 	return h.deadline
 }
 
-func (e *engine) finishHerd() {
-	h := &e.herd
+// finish returns the answer when all are back, pending being how many are not,
+// or it is too late for them.
+func (h *herd) finish(l *ledger, now int64, pending int) *tally {
 	if h.order == 0 {
-		return
+		return nil
 	}
-	quiet := h.drop || h.changed < never-int64(settled) && e.now >= h.changed+int64(settled)
-	if e.now < h.deadline && (e.dial.pending > 0 || !quiet) {
-		return
+	quiet := h.drop || h.changed < never-int64(settled) && now >= h.changed+int64(settled)
+	if now < h.deadline && (pending > 0 || !quiet) {
+		return nil
 	}
-	e.end(h.phase)
-	e.answer(tally{ID: h.order, Round: &round{Expected: h.dropped, Got: h.back, Last: h.changed}})
+	l.end(h.phase)
+	t := &tally{ID: h.order, Round: &Round{Expected: h.dropped, Got: h.back, Last: h.changed}}
 	h.order = 0
+	return t
 }

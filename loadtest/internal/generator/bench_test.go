@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package generator
 
 import (
 	"net"
@@ -60,7 +60,7 @@ func BenchmarkReceive(b *testing.B) {
 		for i, fd := range fds {
 			e.conns[i].fd = int32(fd)
 		}
-		e.arm(&order{Run: "run", Rounds: 10, Late: time.Hour})
+		e.deliver.arm(e.conns, &order{Run: "run", Rounds: 10, Late: time.Hour})
 		loop(b, func() int {
 			n, _ := pwait(e.epfd, events, 0)
 			e.now = machine.Now()
