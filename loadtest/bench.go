@@ -126,7 +126,7 @@ func (b *bench) memory(ctx context.Context, n int, row, query string, bar float6
 	// Under a tenth of a percent, a server has nothing to do; its runtime looks
 	// around now and then.
 	b.add(report.Row{Row: "idle", N: n, What: "CPU while idle, pings off", Unit: "%", Measured: t.Values["idle_cpu_percent"], Bar: 0.1})
-	routines, err := t.publisher.metric(ctx, goroutines)
+	routines, err := t.publisher.Metric(ctx, goroutines)
 	if err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func (b *bench) work(ctx context.Context, n int) error {
 		}
 	}
 	if b.has("delivery") {
-		cmd := broadcastCmd{publisher: t.publisher, Rounds: 2 * b.Rounds}
+		cmd := broadcastCmd{Publisher: t.publisher, Rounds: 2 * b.Rounds}
 		if err := b.measured(ctx, s, n, "delivery", "CPU of a delivery, 128 bytes to all", 1.10, cmd.onOpen); err != nil {
 			return b.blame(t, err)
 		}
@@ -201,7 +201,7 @@ func (b *bench) work(ctx context.Context, n int) error {
 // push measures single pushes over HTTP. There is no floor for them.
 func (b *bench) push(ctx context.Context, s *session, n int, t *tocsin) error {
 	cmd := pushCmd{Rounds: b.Rounds, pushing: pushing{
-		api: t.publisher.api, User: "user-{n}", Publishers: min(32, n), Size: 128, Duration: b.Duration, Wait: time.Minute,
+		Address: t.publisher.Address, User: "user-{n}", Publishers: min(32, n), Size: 128, Duration: b.Duration, Wait: time.Minute,
 	}}
 	if err := errors.Join(cmd.onOpen(ctx, s, t.subject), ctx.Err(), t.complete(n)); err != nil {
 		return err

@@ -3,58 +3,31 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/api"
 	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
-// api are the flags that say where Tocsin is asked.
-type api struct {
-	API    string `name:"api" default:"http://127.0.0.1:8081" help:"Tocsin's publish API."`
-	APIKey string `name:"api-key" env:"TOCSIN_API_KEY" placeholder:"KEY" help:"Its key."`
-}
-
-// at returns the URL of a path of the API.
-func (a *api) at(path string) string { return strings.TrimSuffix(a.API, "/") + path }
-
-// publisher are the flags that say how a message is published.
-type publisher struct {
-	api
-	Topic   string `default:"loadtest" help:"Publish to this topic; the connections subscribe by ?topics= unless the URL has that already."`
-	All     bool   `help:"Broadcast to every connection instead of publishing to a topic."`
-	Trigger string `placeholder:"URL" help:"For other servers: POST the payload here to have it sent to every connection."`
-	Size    int    `default:"128" help:"Bytes of the payload."`
-
-	Wait time.Duration `help:"What has not come by then is missing. Default: half a minute, and 2 ms a connection."`
-	Late time.Duration `default:"1s" help:"Count deliveries that take longer."`
-}
-
 // broadcastCmd asks: one message, how long until the last of N has it?
 type broadcastCmd struct {
 	common
-	publisher
+	api.Publisher
 	Rounds int           `default:"10" help:"Messages to publish, each when the last has arrived everywhere."`
 	Every  time.Duration `help:"Leave at least so long between two."`
 }
 
 func (cmd *broadcastCmd) Run(ctx context.Context, std streams) error {
 	return execute(ctx, "broadcast", cmd.common, std.out, std.err, func(s *session, sub *subject) error {
-		return cmd.aim(s, sub, cmd.Rounds)
+		return aim(&cmd.Publisher, s, sub, cmd.Rounds)
 	}, cmd.measure)
 }
 
@@ -62,114 +35,6 @@ func (cmd *broadcastCmd) Run(ctx context.Context, std streams) error {
 // ends: long enough for a machine that is emulated.
 func patience(given time.Duration, n int) time.Duration {
 	return cmp.Or(given, 30*time.Second+time.Duration(n)*2*time.Millisecond)
-}
-
-// aim gives a subject its way to publish.
-func (p *publisher) aim(s *session, sub *subject, rounds int) error {
-	if rounds < 1 || rounds > 1<<16 || p.Late <= 0 || p.Wait < 0 {
-		return usage.Errorf("--rounds must be 1 to %d, --late more than 0, --wait not negative", 1<<16)
-	}
-	if err := checkSize(p.Size); err != nil {
-		return err
-	}
-	p.Wait = patience(p.Wait, s.N)
-	where := p.Trigger
-	if where == "" {
-		if p.All {
-			where = p.at("/api/broadcast")
-		} else {
-			where = p.at("/api/publish")
-			sub.URL = withTopic(sub.URL, p.Topic)
-		}
-	}
-	if _, err := postTo(where, s.AllowRemote); err != nil {
-		return err
-	}
-	client := &http.Client{Timeout: time.Minute + p.Wait}
-	sub.publish = func(ctx context.Context, payload []byte) error {
-		return p.post(ctx, client, where, payload)
-	}
-	return nil
-}
-
-// postTo reads a URL to publish to. Only loopback addresses are allowed unless
-// remote is set.
-func postTo(where string, remote bool) (*url.URL, error) {
-	u, err := url.Parse(where)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, usage.Errorf("%s is not an HTTP URL to publish to", where)
-	}
-	if !isLoopback(u.Hostname()) && !remote {
-		return nil, usage.Errorf("%s is not on this machine: loadtest only loads loopback addresses unless --allow-remote is given", where)
-	}
-	return u, nil
-}
-
-func (p *publisher) post(ctx context.Context, client *http.Client, where string, payload []byte) error {
-	body := payload
-	if p.Trigger == "" {
-		m := map[string]any{"data": json.RawMessage(payload)}
-		if !p.All {
-			m["topic"] = p.Topic
-		}
-		var err error
-		if body, err = json.Marshal(m); err != nil {
-			return err
-		}
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, where, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	if _, err := p.ask(client, req); err != nil {
-		return fmt.Errorf("publish: %w", err)
-	}
-	return nil
-}
-
-// ask sends a request with the key, and returns the body of an answer that is
-// not an error.
-func (p *publisher) ask(client *http.Client, req *http.Request) ([]byte, error) {
-	if p.APIKey != "" {
-		req.Header.Set("X-API-Key", p.APIKey)
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err == nil && resp.StatusCode >= 300 {
-		err = fmt.Errorf("%s %s: %s: %s", req.Method, req.URL, resp.Status, bytes.TrimSpace(text[:min(len(text), 300)]))
-	}
-	return text, err
-}
-
-// metric asks tocsin's /metrics for one figure, named as a line there begins.
-func (p *publisher) metric(ctx context.Context, name string) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.at("/metrics"), nil)
-	if err != nil {
-		return 0, err
-	}
-	req.Close = true // so that none of ours is among what is measured
-	text, err := p.ask(&http.Client{Timeout: time.Minute + p.Wait}, req)
-	if err != nil {
-		return 0, err
-	}
-	for line := range bytes.Lines(text) {
-		if v, ok := bytes.CutPrefix(line, []byte(name+" ")); ok {
-			return strconv.ParseFloat(string(bytes.TrimSpace(v)), 64)
-		}
-	}
-	return 0, fmt.Errorf("%s has no %s", req.URL, name)
-}
-
-func checkSize(payload int) error {
-	if payload < generator.MinPayload || payload > 1<<20 {
-		return usage.Errorf("--size must be %d to %d bytes", generator.MinPayload, 1<<20)
-	}
-	return nil
 }
 
 // measure opens the connections and publishes.
@@ -184,7 +49,7 @@ func (cmd *broadcastCmd) measure(ctx context.Context, s *session) error {
 
 // onOpen measures on connections that are open.
 func (cmd *broadcastCmd) onOpen(ctx context.Context, s *session) error {
-	b, err := cmd.begin(ctx, s, cmd.Rounds)
+	b, err := begin(ctx, s, &cmd.Publisher, cmd.Rounds)
 	if err != nil {
 		return err
 	}
@@ -199,9 +64,25 @@ func (cmd *broadcastCmd) onOpen(ctx context.Context, s *session) error {
 	return errors.Join(err, b.conclude(s))
 }
 
+// aim gives a subject its way to publish.
+func aim(p *api.Publisher, s *session, sub *subject, rounds int) (err error) {
+	if rounds < 1 || rounds > 1<<16 || p.Late <= 0 || p.Wait < 0 {
+		return usage.Errorf("--rounds must be 1 to %d, --late more than 0, --wait not negative", 1<<16)
+	}
+	if err := api.CheckSize(p.Size); err != nil {
+		return err
+	}
+	p.Wait = patience(p.Wait, s.N)
+	if p.ByTopic() {
+		sub.URL = withTopic(sub.URL, p.Topic)
+	}
+	sub.publish, err = p.Open(s.AllowRemote)
+	return err
+}
+
 // broadcast is a run of messages that all connections must have.
 type broadcast struct {
-	*publisher
+	*api.Publisher
 	run    string
 	rounds int
 	seq    int       // of the last message
@@ -218,8 +99,8 @@ type fanOuts struct {
 }
 
 // begin has the workers expect that many messages.
-func (p *publisher) begin(ctx context.Context, s *session, rounds int) (*broadcast, error) {
-	b := &broadcast{publisher: p, run: generator.NewRun(), rounds: rounds, all: make([]fanOuts, len(s.subjects))}
+func begin(ctx context.Context, s *session, p *api.Publisher, rounds int) (*broadcast, error) {
+	b := &broadcast{Publisher: p, run: generator.NewRun(), rounds: rounds, all: make([]fanOuts, len(s.subjects))}
 	for k, sub := range s.subjects {
 		sub.cpu, b.all[k].spread = nil, generator.NewHistogram()
 		if err := sub.fleet.Arm(ctx, b.run, rounds, p.Late); err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tocsin-push/tocsin/internal/floor"
+	"github.com/tocsin-push/tocsin/loadtest/internal/api"
 	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
@@ -73,8 +74,8 @@ func startFloor(cpu int) (*subject, error) {
 	}
 	at := strings.TrimSpace(line)
 	sub := &subject{Result: report.NewResult("floor", "ws://"+at+"/"), pids: machine.Processes{cmd.Process.Pid}, stop: stop}
-	p := publisher{Trigger: "http://" + at + "/", Size: generator.MinPayload, Late: time.Hour, Wait: time.Hour}
-	if err := p.aim(&session{}, sub, 1); err != nil {
+	p := api.Publisher{Trigger: "http://" + at + "/", Size: generator.MinPayload, Late: time.Hour, Wait: time.Hour}
+	if err := aim(&p, &session{}, sub, 1); err != nil {
 		stop()
 		return nil, err
 	}
@@ -104,7 +105,7 @@ func (cmd *floorCmd) Run(ctx context.Context, std streams) error {
 		ServerCPU: -1, GenCPU: cmd.GenCPU, Output: cmd.Output,
 	}
 	b := broadcastCmd{
-		publisher: publisher{Trigger: "http" + strings.TrimPrefix(sub.URL, "ws"), Size: cmd.Size, Late: 250 * time.Millisecond},
+		Publisher: api.Publisher{Trigger: "http" + strings.TrimPrefix(sub.URL, "ws"), Size: cmd.Size, Late: 250 * time.Millisecond},
 		Rounds:    cmd.Rounds,
 	}
 	e := echoCmd{talk: talk{Active: min(cmd.Active, cmd.N), Duration: cmd.Duration, Message: "ping"}, Rounds: 1}
@@ -113,7 +114,7 @@ func (cmd *floorCmd) Run(ctx context.Context, std streams) error {
 		if err := e.check(cmd.N); err != nil {
 			return err
 		}
-		return b.aim(s, first, b.Rounds)
+		return aim(&b.Publisher, s, first, b.Rounds)
 	}, func(ctx context.Context, s *session) error {
 		return cmd.measure(ctx, s, &b, &e)
 	})

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
@@ -12,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/api"
 	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
@@ -28,7 +28,7 @@ type pushCmd struct {
 
 // pushing are the flags that say how users are pushed to.
 type pushing struct {
-	api
+	api.Address
 	User       string        `default:"u{n}" help:"User of connection {n}. Connections log in by ?user= (tocsin serve --dev) unless the URL has a user or a token of its own; the user of the URL counts then."`
 	Publishers int           `default:"32" help:"Keep-alive HTTP connections that push, each to users of its own and one request at a time; at most one a connection."`
 	PushRate   float64       `name:"push-rate" default:"1000" placeholder:"PER-SECOND" help:"Pushes a second of all of them, sent when they are due; 0: each publisher pushes when it has its answer."`
@@ -73,7 +73,7 @@ func (p *pushing) aim(s *session, sub *subject) error {
 	case p.PushRate > 0 && p.PushRate*p.Duration.Seconds() > generator.MaxPushes:
 		return usage.Errorf("--push-rate and --duration make more than %s pushes", report.Thousands(generator.MaxPushes))
 	}
-	if err := checkSize(p.Size); err != nil {
+	if err := api.CheckSize(p.Size); err != nil {
 		return err
 	}
 	p.Wait = patience(p.Wait, s.N)
@@ -109,9 +109,9 @@ func withUser(raw, user string) (string, string) {
 // to returns where pushes are posted.
 func (p *pushing) to(remote bool) (*url.URL, error) {
 	if p.Batch > 0 {
-		return postTo(p.at("/api/batch"), remote)
+		return p.Endpoint("/api/batch", remote)
 	}
-	return postTo(p.at("/api/push"), remote)
+	return p.Endpoint("/api/push", remote)
 }
 
 // onOpen pushes to connections that are open.
@@ -119,7 +119,7 @@ func (cmd *pushCmd) onOpen(ctx context.Context, s *session, sub *subject) error 
 	posters, err := cmd.connect(ctx, s)
 	defer func() {
 		for _, to := range posters {
-			to.close()
+			to.Close()
 		}
 	}()
 	if err != nil {
@@ -130,15 +130,15 @@ func (cmd *pushCmd) onOpen(ctx context.Context, s *session, sub *subject) error 
 	if err != nil {
 		return err
 	}
-	own, all := before.CPU+machine.OwnCPU(), newPushed()
+	all := &pushes{Pushed: api.NewPushed(), own: before.CPU + machine.OwnCPU()}
 	for r := 0; r < cmd.Rounds && err == nil && ctx.Err() == nil; r++ {
 		err = cmd.round(ctx, s, sub, r, posters, all)
 	}
-	return errors.Join(err, all.conclude(s, sub, own))
+	return errors.Join(err, all.conclude(s, sub))
 }
 
 // connect opens the connections of the publishers.
-func (p *pushing) connect(ctx context.Context, s *session) (posters []*poster, err error) {
+func (p *pushing) connect(ctx context.Context, s *session) (posters []*api.Poster, err error) {
 	to, err := p.to(s.AllowRemote)
 	if err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func (p *pushing) connect(ctx context.Context, s *session) (posters []*poster, e
 		format = "application/x-ndjson"
 	}
 	for range p.Publishers {
-		one, err := newPoster(ctx, to, p.APIKey, format, s.Insecure)
+		one, err := api.NewPoster(ctx, to, p.APIKey, format, s.Insecure)
 		if err != nil {
 			return posters, fmt.Errorf("the API at %s cannot be reached, see --api: %w", to.Host, err)
 		}
@@ -158,23 +158,23 @@ func (p *pushing) connect(ctx context.Context, s *session) (posters []*poster, e
 }
 
 // round pushes for the duration and waits for what was promised.
-func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, posters []*poster, all *pushed) error {
-	v, err := cmd.volley(s.N)
+func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, posters []*api.Poster, all *pushes) error {
+	run := generator.NewRun()
+	v, err := api.NewVolley(&api.Config{
+		Run: run, User: cmd.User, Users: s.N, Batch: cmd.Batch, Size: cmd.Size, Rate: cmd.PushRate, Duration: cmd.Duration,
+	})
 	if err != nil {
 		return err
 	}
-	if err := sub.fleet.ExpectPushes(ctx, v.run); err != nil {
+	if err := sub.fleet.ExpectPushes(ctx, run); err != nil {
 		return err
 	}
-	before, want := sub.fleet.Now().Delivered, -1
-	if v.every > 0 {
-		want = v.requests * v.batch
-	}
-	defer s.watch(sub, fmt.Sprintf("push, round %d of %d", r+1, cmd.Rounds), want, func(c *generator.Counts) int { return int(c.Delivered - before) })()
+	before := sub.fleet.Now().Delivered
+	defer s.watch(sub, fmt.Sprintf("push, round %d of %d", r+1, cmd.Rounds), v.Pushes(), func(c *generator.Counts) int { return int(c.Delivered - before) })()
 	spent := sub.meter()
-	fates := v.fly(ctx, posters)
-	_, err = sub.await(ctx, fates, cmd.Wait)
-	sub.spend(spent(), uint64(v.sent))
+	pushed, fates := v.Fly(ctx, posters)
+	err = sub.await(ctx, fates, cmd.Wait)
+	sub.spend(spent(), uint64(pushed.Sent))
 	if err != nil {
 		return err
 	}
@@ -183,30 +183,15 @@ func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, 
 	if err != nil {
 		return err
 	}
-	v.promised, v.missing, v.untrue = f.promised, f.missing, v.untrue+f.denied
-	all.add(&v.pushed)
+	all.Add(pushed)
+	all.found.Promised += f.Promised
+	all.found.Missing += f.Missing
+	all.found.Denied += f.Denied
 	return sub.alive()
 }
 
 // lull is how long a round waits for what must not come.
 const lull = 250 * time.Millisecond
-
-// volley returns a round that begins when it flies.
-func (p *pushing) volley(users int) (*volley, error) {
-	name, err := json.Marshal(p.User)
-	if err != nil {
-		return nil, err
-	}
-	v := &volley{
-		run: generator.NewRun(), users: users, user: strings.Split(string(name), "{n}"), lines: p.Batch > 0, batch: max(1, p.Batch), size: p.Size,
-		duration: p.Duration, pushed: *newPushed(),
-	}
-	if p.PushRate > 0 {
-		v.every = 1e9 * float64(v.batch) / p.PushRate
-		v.requests = max(1, int(p.PushRate*p.Duration.Seconds())/v.batch)
-	}
-	return v, nil
-}
 
 // generatorCPUs returns how many CPUs the generator may use.
 func (s *session) generatorCPUs() float64 {
@@ -216,82 +201,66 @@ func (s *session) generatorCPUs() float64 {
 	return float64(runtime.NumCPU())
 }
 
-// found is what receipts come to when they are held against what came.
-type found struct {
-	promised int // pushes that must come
-	missing  int // of these
-	denied   int // pushes that came and must not
+// pushes are all rounds together.
+type pushes struct {
+	*api.Pushed
+	found api.Found
+	own   time.Duration // CPU time that the generator had used before
 }
 
-// compare holds the fates of the pushes, by publisher, against what came.
-func (sub *subject) compare(fates [][]fate) (f found, err error) {
+// compare holds the fates of the pushes against what came.
+func (sub *subject) compare(fates api.Fates) (api.Found, error) {
 	arrived, err := sub.fleet.Came()
 	if err != nil {
-		return f, err
+		return api.Found{}, err
 	}
-	for p, list := range fates {
-		for x, fate := range list {
-			number := x*len(fates) + p + 1
-			came := arrived.Has(number)
-			switch {
-			case fate == promised && !came:
-				f.missing++
-			case fate == denied && came:
-				f.denied++
-			}
-			if fate == promised {
-				f.promised++
-			}
-		}
-	}
-	return f, nil
+	return fates.Compare(arrived.Has), nil
 }
 
 // await waits until everything that was promised has come; after an
 // interruption, for a second.
-func (sub *subject) await(ctx context.Context, fates [][]fate, limit time.Duration) (f found, err error) {
+func (sub *subject) await(ctx context.Context, fates api.Fates, limit time.Duration) error {
 	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		if ctx.Err() != nil {
 			limit = min(limit, time.Second)
 		}
-		f, err = sub.compare(fates)
-		if err != nil || f.missing == 0 || time.Since(began) > limit || sub.fleet.Now().Open == 0 {
-			return f, err
+		f, err := sub.compare(fates)
+		if err != nil || f.Missing == 0 || time.Since(began) > limit || sub.fleet.Now().Open == 0 {
+			return err
 		}
 	}
 }
 
-// conclude notes what the rounds added up to. own is the CPU time that the
-// generator had used before.
-func (all *pushed) conclude(s *session, sub *subject, own time.Duration) error {
+// conclude notes what the rounds added up to.
+func (all *pushes) conclude(s *session, sub *subject) error {
 	if _, _, err := sub.count(); err != nil {
 		return err
 	}
 	c := &sub.sum
-	sub.Put("pushes", float64(all.sent))
+	sub.Put("pushes", float64(all.Sent))
 	for key, n := range map[string]int{
-		"receipt_written": all.written, "receipt_queued": all.queued, "receipt_dropped": all.dropped, "receipt_failed": all.failed,
-		"receipt_false": all.untrue, "expected": all.promised, "missing": all.missing,
+		"receipt_written": all.Written, "receipt_queued": all.Queued, "receipt_dropped": all.Dropped, "receipt_failed": all.Failed,
+		"receipt_false": all.Untrue + all.found.Denied, "expected": all.found.Promised, "missing": all.found.Missing,
 	} {
 		sub.Put(key, float64(n))
 	}
 	for key, n := range map[string]uint64{"delivered": c.Delivered, "doubled": c.Doubled, "misordered": c.Misordered, "foreign": c.Foreign} {
 		sub.Put(key, float64(n))
 	}
-	sub.Refused = generator.AddReasons(sub.Refused, all.reasons)
-	sub.PutHist("http", all.http)
+	sub.Refused = generator.AddReasons(sub.Refused, all.Reasons)
+	sub.PutHist("http", all.HTTP)
 	sub.PutHist(generator.HistPush, sub.sums[generator.HistPush])
 	sub.putCPU("cpu_us_per_push")
-	used := c.CPU + machine.OwnCPU() - own // by the workers, and by the publishers here
-	sub.Put("generator_cpu_us", float64(used.Microseconds())/float64(max(1, all.sent)))
-	if all.seconds > 0 {
-		sub.Put("pushes_per_s", float64(all.sent-all.failed)/all.seconds)
-		c.Busy = max(c.Busy, used.Seconds()/all.seconds/s.generatorCPUs())
+	used := c.CPU + machine.OwnCPU() - all.own // by the workers, and by the publishers here
+	sub.Put("generator_cpu_us", float64(used.Microseconds())/float64(max(1, all.Sent)))
+	if all.Seconds > 0 {
+		sub.Put("pushes_per_s", float64(all.Sent-all.Failed)/all.Seconds)
+		c.Busy = max(c.Busy, used.Seconds()/all.Seconds/s.generatorCPUs())
 	}
-	if late := all.lag; late.TotalCount() > 0 {
+	if late := all.Lag; late.TotalCount() > 0 {
 		sub.sums[generator.HistLag] = late
 	}
-	if share := float64(all.held) / float64(max(1, all.posted)); share > 0.01 {
+	if share := float64(all.Held) / float64(max(1, all.Posted)); share > 0.01 {
 		s.report.Note("%s: %.0f %% of the requests were due while their connection still waited for an answer; more --publishers send them when they are due", sub.Name, 100*share)
 	}
 	return nil

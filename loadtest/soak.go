@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/api"
 	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
@@ -17,7 +18,7 @@ import (
 // goes through everything.
 type soakCmd struct {
 	common
-	publisher
+	api.Publisher
 	bystanders
 	Hold    time.Duration `default:"1m" help:"Keep the connections open so long before memory is read; more than the server's ping interval, so that its heartbeats are seen."`
 	Rounds  int           `default:"3" help:"Messages to all before the herd; one more comes after it."`
@@ -37,7 +38,7 @@ func (cmd *soakCmd) Run(ctx context.Context, std streams) error {
 		if cmd.Floor {
 			return usage.Errorf("soak has no --floor: the other scenarios have")
 		}
-		return errors.Join(herd.check(), cmd.aim(s, sub, cmd.Rounds))
+		return errors.Join(herd.check(), aim(&cmd.Publisher, s, sub, cmd.Rounds))
 	}, func(ctx context.Context, s *session) error {
 		return cmd.measure(ctx, s, herd)
 	})
@@ -59,7 +60,7 @@ func (cmd *soakCmd) measure(ctx context.Context, s *session, herd *herdCmd) erro
 	if sub.pings == before {
 		s.report.Note("no heartbeat came in the hold: make --hold longer than the server's ping interval")
 	}
-	b, err := cmd.begin(ctx, s, cmd.Rounds+1)
+	b, err := begin(ctx, s, &cmd.Publisher, cmd.Rounds+1)
 	if err != nil {
 		return err
 	}
@@ -106,7 +107,7 @@ func (cmd *soakCmd) pause(ctx context.Context, s *session) {
 		return
 	}
 	const name = `go_gc_duration_seconds{quantile="1"}`
-	v, err := cmd.metric(ctx, name)
+	v, err := cmd.Metric(ctx, name)
 	if err != nil {
 		s.report.Note("the server's GC pauses are not told: %v", err)
 		return

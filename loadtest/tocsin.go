@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tocsin-push/tocsin/loadtest/internal/api"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 )
@@ -21,7 +22,7 @@ import (
 // tocsin is a server that the bench started.
 type tocsin struct {
 	*subject
-	publisher publisher
+	publisher api.Publisher
 	idle      machine.Memory // before the first connection
 	routines  float64        // and its goroutines then
 	said      *lastLine
@@ -78,7 +79,7 @@ func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, err
 	if err != nil {
 		return nil, err
 	}
-	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: publisher{api: api{API: "http://" + at, APIKey: "bench"}, Topic: "shared", Size: 128, Late: time.Minute}}
+	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: api.Publisher{Address: api.Address{API: "http://" + at, APIKey: "bench"}, Topic: "shared", Size: 128, Late: time.Minute}}
 	cmd := exec.Command(b.Tocsin, "serve", "--listen", listen, "--api-listen", at, "--api-key", "bench", "--dev", "--ping-interval", "0s")
 	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), b.Env...) // bound to one CPU, Go would take 1
 	cmd.Stdout, cmd.Stderr = t.said, t.said
@@ -108,7 +109,7 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 	if err := s.aim(ctx, t.subject); err != nil {
 		return err
 	}
-	if err := t.publisher.aim(s, t.subject, 1); err != nil {
+	if err := aim(&t.publisher, s, t.subject, 1); err != nil {
 		return err
 	}
 	if err := until(ctx, 10*time.Second, func() error { return t.targets[0].Probe(ctx, false) }); err != nil {
@@ -123,7 +124,7 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 	if err != nil {
 		return err
 	}
-	if t.routines, err = t.publisher.metric(ctx, goroutines); err != nil {
+	if t.routines, err = t.publisher.Metric(ctx, goroutines); err != nil {
 		return err
 	}
 	t.idle, err = t.pids.Memory()
@@ -133,7 +134,7 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 // empty waits until the last connection is gone at tocsin too.
 func (t *tocsin) empty(ctx context.Context) error {
 	return until(ctx, time.Minute, func() error {
-		open, err := t.publisher.metric(ctx, "tocsin_connections")
+		open, err := t.publisher.Metric(ctx, "tocsin_connections")
 		if err == nil && open > 0 {
 			return fmt.Errorf("tocsin still has %s connections after their clients closed them", report.Thousands(open))
 		}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"net/netip"
 	"net/url"
 	"strings"
 )
@@ -34,9 +33,4 @@ func withHost(raw, host string) string {
 		return raw[:at] + host
 	}
 	return raw[:at] + host + raw[at+rest:]
-}
-
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback() || host == "localhost"
 }

@@ -50,7 +50,7 @@ func (e *engine) connect(o *order) {
 // finishConnect returns the answer when all connections are there, or failed.
 func (e *engine) finishConnect() *tally {
 	d := &e.dial
-	if d.order == 0 || d.pending > 0 {
+	if d.order == 0 || d.pending != 0 {
 		return nil
 	}
 	e.end(d.phase)

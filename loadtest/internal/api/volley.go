@@ -1,14 +1,12 @@
 //go:build linux
 
-package main
+package api
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -20,92 +18,79 @@ import (
 	"sync"
 	"time"
 
-	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 )
 
-// volley is one round of pushes. Each publisher has its own connection and its
+// Config says what a volley is.
+type Config struct {
+	Run      string // the name of the round, as the workers expect it
+	User     string // of connection {n}
+	Users    int
+	Batch    int           // pushes a request, a line each; 0: one alone, for /api/push
+	Size     int           // bytes of a payload
+	Rate     float64       // pushes a second of all publishers; 0: each pushes when it has its answer
+	Duration time.Duration // of the pushing
+}
+
+// Volley is one round of pushes. Each publisher has its own connection and its
 // own users, and one request at a time, so that the pushes to a user have an
 // order. Push x of publisher p has the number x*publishers+p+1.
-type volley struct {
+type Volley struct {
 	// Static after construction.
-	run        string
-	users      int
-	user       []string // how JSON writes a user's name, cut at its number
-	lines      bool     // to /api/batch, a push a line
-	batch      int      // pushes a request
-	size       int      // bytes of a payload
-	duration   time.Duration
-	every      float64 // nanoseconds between two requests of all publishers; 0: no schedule
-	requests   int     // of the schedule
+	run      string
+	users    int
+	user     []string // how JSON writes a user's name, cut at its number
+	lines    bool     // to /api/batch, a push a line
+	batch    int      // pushes a request
+	size     int      // bytes of a payload
+	duration time.Duration
+	every    float64 // nanoseconds between two requests of all publishers; 0: no schedule
+	requests int     // of the schedule
+
+	// Static while it flies.
 	start, end int64
 	bells      []chan struct{} // by publisher: its next request is due
 
-	mu sync.Mutex
-	pushed
+	mu     sync.Mutex
+	pushed *Pushed
 }
 
-// pushed is what pushes came to.
-type pushed struct {
-	receipts
-	sent    int
-	posted  int                     // requests
-	held    int                     // requests that were due while their connection waited for an answer
-	http    *hdrhistogram.Histogram // of a request, from when it was due if there is a schedule
-	lag     *hdrhistogram.Histogram // how late the generator itself was in sending one
-	seconds float64                 // until the last answer
-
-	promised, missing int // of the receipts, held against what came
+// NewVolley returns a volley that begins when it flies.
+func NewVolley(c *Config) (*Volley, error) {
+	name, err := json.Marshal(c.User)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volley{
+		run: c.Run, users: c.Users, user: strings.Split(string(name), "{n}"), lines: c.Batch > 0, batch: max(1, c.Batch), size: c.Size,
+		duration: c.Duration, pushed: NewPushed(),
+	}
+	if c.Rate > 0 {
+		v.every = 1e9 * float64(v.batch) / c.Rate
+		v.requests = max(1, int(c.Rate*c.Duration.Seconds())/v.batch)
+	}
+	return v, nil
 }
 
-// receipts is what the server said became of the pushes.
-type receipts struct {
-	written, queued, dropped, failed int
-	untrue                           int               // claim more than the user's one connection, answer no push, or deny one that came
-	reasons                          map[string]uint64 // why some failed
+// Pushes returns how many it has, -1 if that depends on the server.
+func (v *Volley) Pushes() int {
+	if v.every == 0 {
+		return -1
+	}
+	return v.requests * v.batch
 }
 
-func newPushed() *pushed {
-	return &pushed{http: generator.NewHistogram(), lag: generator.NewHistogram(), receipts: receipts{reasons: map[string]uint64{}}}
-}
-
-// add sums b into a.
-func (a *pushed) add(b *pushed) {
-	a.written += b.written
-	a.queued += b.queued
-	a.dropped += b.dropped
-	a.failed += b.failed
-	a.untrue += b.untrue
-	a.reasons = generator.AddReasons(a.reasons, b.reasons)
-	a.sent += b.sent
-	a.posted += b.posted
-	a.held += b.held
-	a.http.Merge(b.http)
-	a.lag.Merge(b.lag)
-	a.seconds += b.seconds
-	a.promised += b.promised
-	a.missing += b.missing
-}
-
-// fate is what the receipt of a push says.
-type fate uint8
-
-const (
-	unknown  fate = iota // nothing
-	promised             // it was written or queued
-	denied               // it was not sent
-)
-
-// fly sends the pushes and returns the fates, by publisher.
-func (v *volley) fly(ctx context.Context, posters []*poster) [][]fate {
+// Fly sends the pushes, a publisher for each poster, until the time is over or
+// ctx is, and returns what they came to. It is called once.
+func (v *Volley) Fly(ctx context.Context, posters []*Poster) (*Pushed, Fates) {
 	// The pacer keeps its place in Go's scheduler while it sleeps.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1))
 	v.start = machine.Now()
 	v.end = v.start + int64(v.duration)
-	fates := make([][]fate, len(posters))
+	fates := make(Fates, len(posters))
 	var all sync.WaitGroup
 	v.bells = make([]chan struct{}, len(posters))
 	for p := range posters {
@@ -116,15 +101,15 @@ func (v *volley) fly(ctx context.Context, posters []*poster) [][]fate {
 		all.Go(func() { v.pace(ctx) })
 	}
 	all.Wait()
-	return fates
+	return v.pushed, fates
 }
 
 // due returns when request k is, counted over all publishers.
-func (v *volley) due(k int) int64 { return v.start + int64(float64(k)*v.every) }
+func (v *Volley) due(k int) int64 { return v.start + int64(float64(k)*v.every) }
 
 // pace wakes each publisher when its next request is due, to the microsecond:
 // Go's own timers are up to a millisecond late.
-func (v *volley) pace(ctx context.Context) {
+func (v *Volley) pace(ctx context.Context) {
 	runtime.LockOSThread()                             // for good: the thread ends with this function
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // without it waits are 50 µs longer, and that is all
 	for k := range v.requests {
@@ -143,7 +128,7 @@ func (v *volley) pace(ctx context.Context) {
 const longestNap = 100 * time.Millisecond
 
 // wait returns when request k is due, false when there is none.
-func (v *volley) wait(ctx context.Context, k int) bool {
+func (v *Volley) wait(ctx context.Context, k int) bool {
 	if v.every == 0 {
 		return ctx.Err() == nil && machine.Now() < v.end
 	}
@@ -162,7 +147,7 @@ func (v *volley) wait(ctx context.Context, k int) bool {
 
 // publish sends the requests of publisher p, and returns what became of each
 // push.
-func (v *volley) publish(ctx context.Context, p int, to *poster) (fates []fate) {
+func (v *Volley) publish(ctx context.Context, p int, to *Poster) (fates []fate) {
 	var body []byte
 	for k := p; ; k += len(v.bells) {
 		free := machine.Now()
@@ -184,7 +169,7 @@ func (v *volley) publish(ctx context.Context, p int, to *poster) (fates []fate) 
 }
 
 // appendPush appends push x of publisher p, to a user of its own at random.
-func (v *volley) appendPush(dst []byte, p, x int, due int64) []byte {
+func (v *Volley) appendPush(dst []byte, p, x int, due int64) []byte {
 	publishers := len(v.bells)
 	to := p + publishers*rand.IntN((v.users-p+publishers-1)/publishers)
 	dst = append(dst, `{"user":`...)
@@ -199,30 +184,30 @@ func (v *volley) appendPush(dst []byte, p, x int, due int64) []byte {
 }
 
 // note counts the answer to a request and adds the fates of its pushes.
-func (v *volley) note(fates []fate, status int, answer []byte, err error, due, free, began int64) []fate {
+func (v *Volley) note(fates []fate, status int, answer []byte, err error, due, free, began int64) []fate {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.seconds = float64(machine.Now()-v.start) / 1e9
-	v.sent += v.batch
-	v.posted++
+	v.pushed.Seconds = float64(machine.Now()-v.start) / 1e9
+	v.pushed.Sent += v.batch
+	v.pushed.Posted++
 	if err == nil {
-		_ = v.http.RecordValue(min(machine.Now()-due, int64(time.Hour))) // within its bounds by that
+		_ = v.pushed.HTTP.RecordValue(min(machine.Now()-due, int64(time.Hour))) // within its bounds by that
 	}
 	if v.every > 0 {
-		_ = v.lag.RecordValue(min(began-max(due, free), int64(time.Hour)))
+		_ = v.pushed.Lag.RecordValue(min(began-max(due, free), int64(time.Hour)))
 		if free > due {
-			v.held++
+			v.pushed.Held++
 		}
 	}
 	for _, got := range v.read(status, answer, err) {
-		fates = append(fates, v.receipts.add(&got))
+		fates = append(fates, v.pushed.add(&got))
 	}
 	return fates
 }
 
 // read returns a receipt for each push of a request; of what has none the
 // status is 0.
-func (v *volley) read(status int, answer []byte, err error) []receipt {
+func (v *Volley) read(status int, answer []byte, err error) []receipt {
 	if err != nil {
 		return slices.Repeat([]receipt{{Code: "connection: " + why(err)}}, v.batch)
 	}
@@ -243,52 +228,10 @@ func (v *volley) read(status int, answer []byte, err error) []receipt {
 		}
 	}
 	if lines.More() {
-		v.reasons["a receipt that belongs to no push"]++
-		v.untrue++
+		v.pushed.Reasons["a receipt that belongs to no push"]++
+		v.pushed.Untrue++
 	}
 	return list
-}
-
-// receipt is what counts of the answer to one push.
-type receipt struct {
-	Status  int    `json:"status"`
-	Code    string `json:"code"`
-	Written *int   `json:"written"`
-	Queued  int    `json:"queued"`
-	Dropped int    `json:"dropped"`
-}
-
-// add counts one receipt.
-func (r *receipts) add(got *receipt) fate {
-	reason := ""
-	switch {
-	case got.Status == 0:
-		reason = cmp.Or(got.Code, "no receipt")
-	case got.Status != http.StatusOK:
-		reason = strings.TrimSpace(fmt.Sprintf("%d %s", got.Status, got.Code))
-	case got.Written == nil:
-		reason = "200 without an outcome"
-	case *got.Written+got.Queued+got.Dropped == 0:
-		reason = "200 for nobody"
-	default:
-		r.written += *got.Written
-		r.queued += got.Queued
-		r.dropped += got.Dropped
-		sent := *got.Written + got.Queued
-		if sent > 1 {
-			r.untrue++
-		}
-		if sent == 0 {
-			return denied
-		}
-		return promised
-	}
-	r.failed++
-	r.reasons[reason]++
-	if got.Status >= 500 || got.Written == nil && got.Status < 400 {
-		return unknown
-	}
-	return denied
 }
 
 // why returns what is wrong with a connection, in few words that do not name

@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package api
 
 import (
 	"bufio"
@@ -18,10 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poster is a keep-alive connection over which one goroutine posts bodies to
+// Poster is a keep-alive connection over which one goroutine posts bodies to
 // one URL. It does with one write and one read what net/http's client hands
 // from goroutine to goroutine.
-type poster struct {
+type Poster struct {
 	at   *url.URL
 	tls  *tls.Config // nil over plain TCP
 	head []byte      // of every request, up to the value of Content-Length
@@ -36,9 +36,10 @@ type poster struct {
 // postTimeout is how long one request may take.
 const postTimeout = 30 * time.Second
 
-// newPoster returns a poster that is connected.
-func newPoster(ctx context.Context, at *url.URL, key, contentType string, insecure bool) (*poster, error) {
-	p := &poster{at: at}
+// NewPoster returns a poster that is connected to at. With insecure it takes
+// any certificate of an https:// URL. It is to be closed, even with an error.
+func NewPoster(ctx context.Context, at *url.URL, key, contentType string, insecure bool) (*Poster, error) {
+	p := &Poster{at: at}
 	if at.Scheme == "https" {
 		p.tls = &tls.Config{ServerName: at.Hostname(), InsecureSkipVerify: insecure}
 	}
@@ -50,7 +51,7 @@ func newPoster(ctx context.Context, at *url.URL, key, contentType string, insecu
 	return p, p.dial(ctx)
 }
 
-func (p *poster) dial(ctx context.Context) error {
+func (p *Poster) dial(ctx context.Context) error {
 	port := p.at.Port()
 	if port == "" {
 		port = p.at.Scheme // net.Dial knows both by name
@@ -79,9 +80,9 @@ func (p *poster) dial(ctx context.Context) error {
 // post sends one body and returns the answer, which is valid until the next
 // call. After an error nobody knows whether the server took the body; the next
 // call has a new connection.
-func (p *poster) post(ctx context.Context, body []byte) (status int, answer []byte, err error) {
+func (p *Poster) post(ctx context.Context, body []byte) (status int, answer []byte, err error) {
 	if p.conn != nil && time.Since(p.last) > time.Second && p.ended() {
-		p.close() // an idle one that the server closed, as it may
+		p.Close() // an idle one that the server closed, as it may
 	}
 	if p.conn == nil {
 		if err := p.dial(ctx); err != nil {
@@ -100,7 +101,7 @@ func (p *poster) post(ctx context.Context, body []byte) (status int, answer []by
 	}
 	p.last = time.Now()
 	if err != nil || resp.Close {
-		p.close()
+		p.Close()
 	}
 	if err != nil {
 		return 0, nil, err
@@ -127,7 +128,7 @@ func readInto(dst []byte, r io.Reader) ([]byte, error) {
 
 // ended tells whether the server has closed the connection, or said something
 // that nobody asked for.
-func (p *poster) ended() bool {
+func (p *Poster) ended() bool {
 	over := true
 	err := p.tcp.Read(func(fd uintptr) bool {
 		var b [1]byte
@@ -138,7 +139,8 @@ func (p *poster) ended() bool {
 	return over || err != nil
 }
 
-func (p *poster) close() {
+// Close ends the connection, if there is one.
+func (p *Poster) Close() {
 	if p.conn != nil {
 		p.conn.Close()
 		p.conn = nil
