@@ -21,13 +21,14 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/floor"
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
+	"github.com/tocsin-push/tocsin/loadtest/internal/scenario"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
 // TestMain lets this test's program be the processes that loadtest starts.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && (os.Args[1] == "worker" || os.Args[1] == "floor-server") {
-		os.Exit(run(context.Background(), os.Args[1:], streams{os.Stdout, os.Stderr}))
+		os.Exit(run(context.Background(), os.Args[1:], scenario.Streams{Out: os.Stdout, Err: os.Stderr}))
 	}
 	_ = os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // else each worker sleeps for a second at its end
 	os.Exit(m.Run())
@@ -264,7 +265,7 @@ func loadtest(t *testing.T, args ...string) *outcome {
 func loadtestUntil(ctx context.Context, t *testing.T, args ...string) *outcome {
 	t.Helper()
 	var out, errs strings.Builder
-	o := &outcome{status: run(ctx, append(args, "--json"), streams{&out, &errs})}
+	o := &outcome{status: run(ctx, append(args, "--json"), scenario.Streams{Out: &out, Err: &errs})}
 	o.out, o.err = out.String(), errs.String()
 	if o.out != "" {
 		if err := json.Unmarshal([]byte(o.out), o); err != nil {
@@ -272,4 +273,15 @@ func loadtestUntil(ctx context.Context, t *testing.T, args ...string) *outcome {
 		}
 	}
 	return o
+}
+
+// nobody returns a loopback address that nobody listens on.
+func nobody(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
 }

@@ -245,10 +245,7 @@ func TestOneSentence(t *testing.T) {
 	defer secure.Close()
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 	f := newFake(t)
-	nobody, err := freeAddr()
-	if err != nil {
-		t.Fatal(err)
-	}
+	nobody := nobody(t)
 	for _, c := range []struct {
 		args   string
 		status int
@@ -304,29 +301,6 @@ func TestOneSentence(t *testing.T) {
 		if o.status != c.status || !strings.Contains(last, c.want) {
 			t.Errorf("%s: status %d, %q; want %d, %q", c.args, o.status, o.err, c.status, c.want)
 		}
-	}
-}
-
-func join(a, b string) string { return a + " " + b }
-
-func TestParse(t *testing.T) {
-	for _, c := range []struct{ got, want string }{
-		{withTopic("ws://h/ws", "a b"), "ws://h/ws?topics=a+b"},
-		{withTopic("ws://h/ws?user={n}", "t"), "ws://h/ws?user={n}&topics=t"},
-		{withTopic("ws://h/ws?topics=x", "t"), "ws://h/ws?topics=x"},
-		{join(withUser("ws://h/ws", "u{n}")), "ws://h/ws?user=u{n} u{n}"},
-		{join(withUser("ws://h/ws?a=b", "a b{n}")), "ws://h/ws?a=b&user=a+b{n} a b{n}"},
-		{join(withUser("ws://h/ws?user=x%20{n}&a=b", "u{n}")), "ws://h/ws?user=x%20{n}&a=b x {n}"},
-		{join(withUser("ws://h/ws?token=t-{n}", "u{n}")), "ws://h/ws?token=t-{n} u{n}"},
-		{withHost("ws://h:1/ws?a=b", "i:2"), "ws://i:2/ws?a=b"},
-		{withHost("ws://h:1", "i:2"), "ws://i:2"},
-	} {
-		if c.got != c.want {
-			t.Errorf("%q, want %q", c.got, c.want)
-		}
-	}
-	if median([]float64{3, 1, 2}) != 2 || median([]float64{4, 1, 2, 3}) != 2.5 {
-		t.Error("median")
 	}
 }
 

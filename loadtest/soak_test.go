@@ -7,17 +7,12 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/gobwas/ws"
 
-	"github.com/tocsin-push/tocsin/loadtest/internal/generator"
-	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -115,58 +110,5 @@ func TestSoakInterrupted(t *testing.T) {
 	o.want(t, map[string]float64{"connections": 40, "rounds": 1, "missing": 0})
 	if len(o.Stages) != 4 || o.status != 1 || !strings.Contains(o.err, "interrupted") || !strings.Contains(o.out, `"interrupted": true`) {
 		t.Errorf("status %d, %q, stages %+v", o.status, o.err, o.Stages)
-	}
-}
-
-// TestNothingIsCountedTwice has a fleet talk, and wants its counters at nothing
-// once they were read.
-func TestNothingIsCountedTwice(t *testing.T) {
-	f := pinging(t)
-	var mu sync.Mutex
-	heard := 0
-	f.message = func(c *fakeConn, payload []byte) {
-		mu.Lock()
-		heard++
-		mu.Unlock()
-		c.say(payload)
-	}
-	s := &session{common: common{N: 6, Concurrency: 10, Timeout: time.Minute}, progress: report.NewProgress(&bytes.Buffer{}), report: &report.Report{}, start: time.Now()}
-	sub := &subject{Result: report.NewResult("server", f.url)}
-	s.subjects = []*subject{sub}
-	defer s.close()
-	if err := s.aim(t.Context(), sub); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.open(t.Context(), sub); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := sub.fleet.Talk(t.Context(), generator.Talk{Active: 3, Rate: 1000, Duration: 50 * time.Millisecond, Message: "x"}); err != nil {
-			t.Fatal(err)
-		}
-		c, _, err := sub.count()
-		if now := sub.fleet.Now(); err != nil || c.Replies != 50 || now.Replies != 0 || now.Open != 6 {
-			t.Errorf("%v: %d replies, then %d, and %d open; want 50, 0 and 6", err, c.Replies, now.Replies, now.Open)
-		}
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	if sub.sum.Replies != 100 || heard != 100 {
-		t.Errorf("%d replies to %d messages, want 100", sub.sum.Replies, heard)
-	}
-}
-
-// TestRowThatIsNotMeasured wants an error, where a bar that is missed is none.
-func TestRowThatIsNotMeasured(t *testing.T) {
-	b := &bench{benchCmd: &benchCmd{Rounds: 2, Duration: time.Millisecond}}
-	both := func(server, floor []float64) []*subject { return []*subject{{cpu: server}, {cpu: floor}} }
-	if err := b.compare("rate", "", 10, 1, both([]float64{3}, []float64{1, 1})); err == nil || !strings.Contains(err.Error(), "--duration") {
-		t.Errorf("a row with one round of two: %v", err)
-	}
-	if err := b.compare("rate", "", 10, 1, both([]float64{3, 5}, []float64{1, 2})); err != nil {
-		t.Error(err)
-	}
-	if i := slices.IndexFunc(b.rows, func(r report.Row) bool { return r.Measured == 4 && r.Floor == 1.5 && r.Ratio == 2.75 && !r.Met }); i != 0 || len(b.rows) != 1 {
-		t.Errorf("%+v", b.rows)
 	}
 }

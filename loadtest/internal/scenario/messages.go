@@ -1,11 +1,9 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -16,53 +14,6 @@ import (
 	"github.com/tocsin-push/tocsin/loadtest/internal/machine"
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
-
-// broadcastCmd asks: one message, how long until the last of N has it?
-type broadcastCmd struct {
-	common
-	api.Publisher
-	Rounds int           `default:"10" help:"Messages to publish, each when the last has arrived everywhere."`
-	Every  time.Duration `help:"Leave at least so long between two."`
-}
-
-func (cmd *broadcastCmd) Run(ctx context.Context, std streams) error {
-	return execute(ctx, "broadcast", cmd.common, std.out, std.err, func(s *session, sub *subject) error {
-		return aim(&cmd.Publisher, s, sub, cmd.Rounds)
-	}, cmd.measure)
-}
-
-// patience is how long something may take on n connections that only a limit
-// ends: long enough for a machine that is emulated.
-func patience(given time.Duration, n int) time.Duration {
-	return cmp.Or(given, 30*time.Second+time.Duration(n)*2*time.Millisecond)
-}
-
-// measure opens the connections and publishes.
-func (cmd *broadcastCmd) measure(ctx context.Context, s *session) error {
-	for _, sub := range s.subjects {
-		if _, err := s.open(ctx, sub); err != nil {
-			return err
-		}
-	}
-	return cmd.onOpen(ctx, s)
-}
-
-// onOpen measures on connections that are open.
-func (cmd *broadcastCmd) onOpen(ctx context.Context, s *session) error {
-	b, err := begin(ctx, s, &cmd.Publisher, cmd.Rounds)
-	if err != nil {
-		return err
-	}
-	for err == nil && b.seq < cmd.Rounds && ctx.Err() == nil {
-		began := time.Now()
-		err = b.round(ctx, s)
-		select {
-		case <-ctx.Done():
-		case <-time.After(cmd.Every - time.Since(began)):
-		}
-	}
-	return errors.Join(err, b.conclude(s))
-}
 
 // aim gives a subject its way to publish.
 func aim(p *api.Publisher, s *session, sub *subject, rounds int) (err error) {
@@ -80,8 +31,8 @@ func aim(p *api.Publisher, s *session, sub *subject, rounds int) (err error) {
 	return err
 }
 
-// broadcast is a run of messages that all connections must have.
-type broadcast struct {
+// messageRun is a number of messages that all connections must have.
+type messageRun struct {
 	*api.Publisher
 	run    string
 	rounds int
@@ -98,9 +49,9 @@ type fanOuts struct {
 	own      time.Duration           // CPU of the generator before the first
 }
 
-// begin has the workers expect that many messages.
-func begin(ctx context.Context, s *session, p *api.Publisher, rounds int) (*broadcast, error) {
-	b := &broadcast{Publisher: p, run: generator.NewRun(), rounds: rounds, all: make([]fanOuts, len(s.subjects))}
+// beginMessages has the workers expect that many messages.
+func beginMessages(ctx context.Context, s *session, p *api.Publisher, rounds int) (*messageRun, error) {
+	b := &messageRun{Publisher: p, run: generator.NewRun(), rounds: rounds, all: make([]fanOuts, len(s.subjects))}
 	for k, sub := range s.subjects {
 		sub.cpu, b.all[k].spread = nil, generator.NewHistogram()
 		if err := sub.fleet.Arm(ctx, b.run, rounds, p.Late); err != nil {
@@ -116,7 +67,7 @@ func begin(ctx context.Context, s *session, p *api.Publisher, rounds int) (*broa
 }
 
 // round publishes the next message to the subjects in turn.
-func (b *broadcast) round(ctx context.Context, s *session) error {
+func (b *messageRun) round(ctx context.Context, s *session) error {
 	b.seq++
 	for k, sub := range s.subjects {
 		if err := b.one(ctx, s, sub, &b.all[k]); err != nil {
@@ -127,7 +78,7 @@ func (b *broadcast) round(ctx context.Context, s *session) error {
 }
 
 // one publishes one message and waits until everybody has it.
-func (b *broadcast) one(ctx context.Context, s *session, sub *subject, all *fanOuts) error {
+func (b *messageRun) one(ctx context.Context, s *session, sub *subject, all *fanOuts) error {
 	before := sub.fleet.Now().Delivered
 	defer s.watch(sub, fmt.Sprintf("message %d of %d", b.seq, b.rounds), s.N, func(c *generator.Counts) int { return int(c.Delivered - before) })()
 	inner, cancel := context.WithCancel(ctx)
@@ -165,7 +116,7 @@ func (b *broadcast) one(ctx context.Context, s *session, sub *subject, all *fanO
 }
 
 // conclude notes what the messages added up to.
-func (b *broadcast) conclude(s *session) error {
+func (b *messageRun) conclude(s *session) error {
 	for k, sub := range s.subjects {
 		if _, _, err := sub.count(); err != nil {
 			return err

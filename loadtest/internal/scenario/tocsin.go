@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
 	"bytes"
@@ -51,7 +51,7 @@ func (l *lastLine) Write(b []byte) (int, error) {
 }
 
 // blame adds to an error what tocsin said last, and how it ended if it did.
-func (b *bench) blame(t *tocsin, err error) error {
+func (t *tocsin) blame(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -69,8 +69,16 @@ func (b *bench) blame(t *tocsin, err error) error {
 	return fmt.Errorf("%w; it said last: %s", err, t.said.line)
 }
 
+// launcher starts tocsin.
+type launcher struct {
+	file     string
+	env      []string
+	cpu      int // -1 is anywhere
+	progress *report.Progress
+}
+
 // start starts tocsin on free ports, and opens and closes a few connections.
-func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, error) {
+func (l *launcher) start(ctx context.Context, query string, warm int) (*tocsin, error) {
 	listen, err := freeAddr()
 	if err != nil {
 		return nil, err
@@ -79,13 +87,15 @@ func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, err
 	if err != nil {
 		return nil, err
 	}
-	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: api.Publisher{Address: api.Address{API: "http://" + at, APIKey: "bench"}, Topic: "shared", Size: 128, Late: time.Minute}}
-	cmd := exec.Command(b.Tocsin, "serve", "--listen", listen, "--api-listen", at, "--api-key", "bench", "--dev", "--ping-interval", "0s")
-	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), b.Env...) // bound to one CPU, Go would take 1
+	t := &tocsin{said: &lastLine{}, ended: make(chan string, 1), publisher: api.Publisher{
+		Address: api.Address{API: "http://" + at, APIKey: "bench"}, Topic: "shared", Size: 128, Late: time.Minute,
+	}}
+	cmd := exec.Command(l.file, "serve", "--listen", listen, "--api-listen", at, "--api-key", "bench", "--dev", "--ping-interval", "0s")
+	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), l.env...) // bound to one CPU, Go would take 1
 	cmd.Stdout, cmd.Stderr = t.said, t.said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is not meant for it
-	if err := machine.StartOn(b.ServerCPU, cmd); err != nil {
-		return nil, fmt.Errorf("start %s: %w", b.Tocsin, err)
+	if err := machine.StartOn(l.cpu, cmd); err != nil {
+		return nil, fmt.Errorf("start %s: %w", l.file, err)
 	}
 	t.subject = &subject{Result: report.NewResult("tocsin", "ws://"+listen+"/ws"+query), pids: machine.Processes{cmd.Process.Pid}}
 	t.stop = func() {
@@ -96,16 +106,16 @@ func (b *bench) start(ctx context.Context, query string, warm int) (*tocsin, err
 		_ = cmd.Wait() // ProcessState tells
 		t.ended <- cmd.ProcessState.String()
 	}()
-	if err := errors.Join(b.ready(ctx, t, warm), ctx.Err()); err != nil {
+	if err := errors.Join(l.ready(ctx, t, warm), ctx.Err()); err != nil {
 		t.stop()
-		return nil, b.blame(t, err)
+		return nil, t.blame(err)
 	}
 	return t, nil
 }
 
 // ready waits for tocsin to listen and warms it up.
-func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
-	s := b.session(t.subject, warm)
+func (l *launcher) ready(ctx context.Context, t *tocsin, warm int) error {
+	s := newSession(l.progress, warm, t.subject)
 	if err := s.aim(ctx, t.subject); err != nil {
 		return err
 	}
@@ -120,7 +130,7 @@ func (b *bench) ready(ctx context.Context, t *tocsin, warm int) error {
 	}
 	t.fleet.Close()
 	t.fleet = nil
-	err := errors.Join(t.empty(ctx), quiet(ctx, t.subject))
+	err := errors.Join(t.empty(ctx), t.quiet(ctx))
 	if err != nil {
 		return err
 	}

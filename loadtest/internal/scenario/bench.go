@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
 	"context"
@@ -17,8 +17,8 @@ import (
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
-// benchCmd starts tocsin and holds it against the bare loop, row by row.
-type benchCmd struct {
+// Bench starts tocsin and holds it against the bare loop, row by row.
+type Bench struct {
 	Tocsin    string        `required:"" type:"existingfile" placeholder:"FILE" help:"The tocsin program."`
 	N         []int         `name:"n" short:"n" default:"1000,15000" help:"Connections; every row is measured for each."`
 	Row       []string      `enum:"memory,own-topic,idle,delivery,saturated,rate,push,connect" default:"memory,own-topic,idle,delivery,saturated,rate,push,connect" help:"What to measure."`
@@ -33,7 +33,9 @@ type benchCmd struct {
 	Trace     bool          `help:"Tell every round on standard error."`
 }
 
-func (cmd *benchCmd) Run(ctx context.Context, std streams) error {
+// Run starts tocsin, measures the rows, and writes them. A bar that is missed is no
+// error.
+func (cmd *Bench) Run(ctx context.Context, std Streams) error {
 	if cmd.Rounds < 1 || cmd.Active < 1 || cmd.Duration <= 0 || slices.Min(cmd.N) < 1 {
 		return usage.Errorf("--n, --rounds, --active and --duration must be at least 1")
 	}
@@ -45,7 +47,8 @@ func (cmd *benchCmd) Run(ctx context.Context, std streams) error {
 			return err
 		}
 	}
-	b := &bench{benchCmd: cmd, progress: report.NewProgress(std.err), status: std.err}
+	b := &benchRun{Bench: cmd, progress: report.NewProgress(std.Err), status: std.Err}
+	b.launch = launcher{file: cmd.Tocsin, env: cmd.Env, cpu: cmd.ServerCPU, progress: b.progress}
 	var err error
 	for _, n := range cmd.N {
 		if err = b.size(ctx, n); err != nil {
@@ -62,24 +65,25 @@ func (cmd *benchCmd) Run(ctx context.Context, std streams) error {
 	if b.JSON {
 		tell = told.WriteJSON
 	}
-	return errors.Join(tell(std.out), err)
+	return errors.Join(tell(std.Out), err)
 }
 
-// bench is one run of it.
-type bench struct {
-	*benchCmd
+// benchRun is one run of it.
+type benchRun struct {
+	*Bench
 	progress *report.Progress
 	status   io.Writer
+	launch   launcher
 	rows     []report.Row
 }
 
-func (b *bench) has(rows ...string) bool {
+func (b *benchRun) has(rows ...string) bool {
 	return slices.ContainsFunc(rows, func(row string) bool { return slices.Contains(b.Row, row) })
 }
 
 // size measures the rows for n connections: memory on servers that nobody has
 // talked to, then CPU on one more.
-func (b *bench) size(ctx context.Context, n int) error {
+func (b *benchRun) size(ctx context.Context, n int) error {
 	if b.has("memory", "idle") {
 		if err := b.memory(ctx, n, "memory", "?user=user-{n}&topics=shared", 200); err != nil {
 			return err
@@ -99,22 +103,22 @@ func (b *bench) size(ctx context.Context, n int) error {
 // memory opens n connections and reads what the server grew by, a while after
 // the last. A few connections come and go before that: what the first ones
 // make a server load and build is not a connection's.
-func (b *bench) memory(ctx context.Context, n int, row, query string, bar float64) error {
-	t, err := b.start(ctx, query, min(n, 64))
+func (b *benchRun) memory(ctx context.Context, n int, row, query string, bar float64) error {
+	t, err := b.launch.start(ctx, query, min(n, 64))
 	if err != nil {
 		return err
 	}
 	defer t.stop()
-	s := b.session(t.subject, n)
+	s := newSession(b.progress, n, t.subject)
 	defer s.close()
 	s.subjects[0].stop = nil
 	if _, err := s.open(ctx, t.subject); err != nil {
-		return b.blame(t, err)
+		return t.blame(err)
 	}
 	s.hold(ctx, t.subject, b.Settle)
 	after, err := t.pids.Memory()
 	if err = errors.Join(err, ctx.Err(), t.alive(), t.complete(n)); err != nil {
-		return b.blame(t, err)
+		return t.blame(err)
 	}
 	if b.has(row) {
 		what := map[string]string{"memory": "memory a connection: user and shared topic", "own-topic": "memory a connection: a topic of its own too"}[row]
@@ -135,8 +139,8 @@ func (b *bench) memory(ctx context.Context, n int, row, query string, bar float6
 }
 
 // work measures CPU, server and floor in turns on the same generator.
-func (b *bench) work(ctx context.Context, n int) error {
-	t, err := b.start(ctx, "?user=user-{n}&topics=shared", 64)
+func (b *benchRun) work(ctx context.Context, n int) error {
+	t, err := b.launch.start(ctx, "?user=user-{n}&topics=shared", 64)
 	if err != nil {
 		return err
 	}
@@ -146,36 +150,55 @@ func (b *bench) work(ctx context.Context, n int) error {
 		return err
 	}
 	defer floor.stop()
-	if err := b.session(floor, n).aim(ctx, floor); err != nil {
+	if err := newSession(b.progress, n, floor).aim(ctx, floor); err != nil {
 		return err
 	}
 	if b.has("connect") {
 		if err := b.connects(ctx, n, t, floor); err != nil {
-			return b.blame(t, err)
+			return t.blame(err)
 		}
 	}
 	if !b.has("delivery", "saturated", "rate", "push") {
 		return nil
 	}
-	s := b.session(t.subject, n, floor)
+	s := newSession(b.progress, n, t.subject, floor)
 	defer s.close()
 	for _, sub := range s.subjects {
 		sub.stop = nil // it has its own end above
 		if _, err := s.open(ctx, sub); err != nil {
-			return b.blame(t, err)
+			return t.blame(err)
 		}
 	}
 	if b.has("delivery") {
-		cmd := broadcastCmd{Publisher: t.publisher, Rounds: 2 * b.Rounds}
-		if err := b.measured(ctx, s, n, "delivery", "CPU of a delivery, 128 bytes to all", 1.10, cmd.onOpen); err != nil {
-			return b.blame(t, err)
+		if err := b.deliver(ctx, s, n, t); err != nil {
+			return t.blame(err)
 		}
-		v := t.Values
-		b.add(report.Row{
-			Row: "delivery", N: n, What: "deliveries missing, doubled or out of order", Unit: "",
-			Measured: v["missing"] + v["doubled"] + v["misordered"], Bar: 0,
-		})
 	}
+	if err := b.talk(ctx, s, n); err != nil {
+		return t.blame(err)
+	}
+	if b.has("push") {
+		return t.blame(b.push(ctx, s, n, t))
+	}
+	return nil
+}
+
+// deliver measures messages to all.
+func (b *benchRun) deliver(ctx context.Context, s *session, n int, t *tocsin) error {
+	cmd := Broadcast{Publisher: t.publisher, Rounds: 2 * b.Rounds}
+	if err := b.measured(ctx, s, n, "delivery", "CPU of a delivery, 128 bytes to all", 1.10, cmd.onOpen); err != nil {
+		return err
+	}
+	v := t.Values
+	b.add(report.Row{
+		Row: "delivery", N: n, What: "deliveries missing, doubled or out of order", Unit: "",
+		Measured: v["missing"] + v["doubled"] + v["misordered"], Bar: 0,
+	})
+	return nil
+}
+
+// talk measures questions and answers, as fast as they go and at a rate.
+func (b *benchRun) talk(ctx context.Context, s *session, n int) error {
 	active := min(b.Active, n)
 	for _, m := range []struct {
 		row, what string
@@ -187,20 +210,17 @@ func (b *bench) work(ctx context.Context, n int) error {
 		if !b.has(m.row) {
 			continue
 		}
-		cmd := echoCmd{talk: talk{Active: active, MessageRate: m.rate, Duration: b.Duration, Message: `{"id":1,"ping":{}}`}, Rounds: b.Rounds}
+		cmd := Echo{talk: talk{Active: active, MessageRate: m.rate, Duration: b.Duration, Message: `{"id":1,"ping":{}}`}, Rounds: b.Rounds}
 		if err := b.measured(ctx, s, n, m.row, m.what, m.bar, cmd.onOpen); err != nil {
-			return b.blame(t, err)
+			return err
 		}
-	}
-	if b.has("push") {
-		return b.blame(t, b.push(ctx, s, n, t))
 	}
 	return nil
 }
 
 // push measures single pushes over HTTP. There is no floor for them.
-func (b *bench) push(ctx context.Context, s *session, n int, t *tocsin) error {
-	cmd := pushCmd{Rounds: b.Rounds, pushing: pushing{
+func (b *benchRun) push(ctx context.Context, s *session, n int, t *tocsin) error {
+	cmd := Push{Rounds: b.Rounds, pushing: pushing{
 		Address: t.publisher.Address, User: "user-{n}", Publishers: min(32, n), Size: 128, Duration: b.Duration, Wait: time.Minute,
 	}}
 	if err := errors.Join(cmd.onOpen(ctx, s, t.subject), ctx.Err(), t.complete(n)); err != nil {
@@ -218,11 +238,11 @@ func (b *bench) push(ctx context.Context, s *session, n int, t *tocsin) error {
 }
 
 // connects opens and closes all connections, of one after the other.
-func (b *bench) connects(ctx context.Context, n int, t *tocsin, floor *subject) error {
+func (b *benchRun) connects(ctx context.Context, n int, t *tocsin, floor *subject) error {
 	both := []*subject{t.subject, floor}
 	for range b.Rounds {
 		for _, sub := range both {
-			s := b.session(sub, n)
+			s := newSession(b.progress, n, sub)
 			spent := sub.meter()
 			_, err := s.open(ctx, sub)
 			sub.spend(spent(), sub.first.Opened)
@@ -237,7 +257,7 @@ func (b *bench) connects(ctx context.Context, n int, t *tocsin, floor *subject) 
 			if sub == t.subject {
 				err = t.empty(ctx)
 			}
-			if err = errors.Join(err, quiet(ctx, sub)); err != nil { // the closes are not the next connect's
+			if err = errors.Join(err, sub.quiet(ctx)); err != nil { // the closes are not the next connect's
 				return err
 			}
 		}
@@ -245,26 +265,8 @@ func (b *bench) connects(ctx context.Context, n int, t *tocsin, floor *subject) 
 	return b.compare("connect", "CPU of an accept to welcome", n, 1.80, both)
 }
 
-// quiet waits until a subject has nothing more to do.
-func quiet(ctx context.Context, sub *subject) error {
-	for still := 0; still < 2; {
-		spent := sub.meter()
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-		if spent() < 2000 { // 2 % of a CPU
-			still++
-		} else {
-			still = 0
-		}
-	}
-	return nil
-}
-
 // measured runs a scenario on open connections and adds its row.
-func (b *bench) measured(ctx context.Context, s *session, n int, row, what string, bar float64, scenario func(context.Context, *session) error) error {
+func (b *benchRun) measured(ctx context.Context, s *session, n int, row, what string, bar float64, scenario func(context.Context, *session) error) error {
 	if err := errors.Join(scenario(ctx, s), ctx.Err()); err != nil {
 		return err
 	}
@@ -277,7 +279,7 @@ func (b *bench) measured(ctx context.Context, s *session, n int, row, what strin
 }
 
 // compare adds a row from the rounds of the server and the floor.
-func (b *bench) compare(row, what string, n int, bar float64, both []*subject) error {
+func (b *benchRun) compare(row, what string, n int, bar float64, both []*subject) error {
 	r := report.Row{Row: row, N: n, What: what, Unit: "µs", Bar: bar, Rounds: both[0].cpu, Floors: both[1].cpu}
 	both[0].cpu, both[1].cpu = nil, nil
 	if len(r.Rounds) < b.Rounds || len(r.Floors) < b.Rounds {
@@ -293,7 +295,7 @@ func (b *bench) compare(row, what string, n int, bar float64, both []*subject) e
 	return nil
 }
 
-func (b *bench) add(r report.Row) {
+func (b *benchRun) add(r report.Row) {
 	r.Met = r.Measured <= r.Bar
 	if r.Floor > 0 {
 		r.Met = r.Ratio <= r.Bar
@@ -306,7 +308,7 @@ func (b *bench) add(r report.Row) {
 
 // growth adds how the ratios changed from the first to the last number of
 // connections.
-func (b *bench) growth() {
+func (b *benchRun) growth() {
 	first, last := b.N[0], b.N[len(b.N)-1]
 	for _, r := range slices.Clone(b.rows) {
 		for _, big := range slices.Clone(b.rows) {
@@ -315,21 +317,4 @@ func (b *bench) growth() {
 			}
 		}
 	}
-}
-
-// session makes a session that reports nothing by itself.
-func (b *bench) session(sub *subject, n int, more ...*subject) *session {
-	return &session{
-		common:   common{N: n, Concurrency: 100, Timeout: 30 * time.Second},
-		progress: b.progress, report: &report.Report{}, subjects: append([]*subject{sub}, more...), start: time.Now(),
-	}
-}
-
-// complete returns an error unless n connections were opened and are open.
-func (sub *subject) complete(n int) error {
-	if c := sub.fleet.Now(); c.Open != n {
-		sub.keep(&c)
-		return fmt.Errorf("%s: %d of %d connections are open; failed %v, lost %v", sub.Name, c.Open, n, sub.Failures, sub.Lost)
-	}
-	return nil
 }

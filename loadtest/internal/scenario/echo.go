@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
 	"context"
@@ -11,9 +11,9 @@ import (
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
-// echoCmd asks: K of N talk at a fixed rate, the rest is idle: how long does
+// Echo asks: K of N talk at a fixed rate, the rest is idle: how long does
 // an answer take?
-type echoCmd struct {
+type Echo struct {
 	common
 	talk
 	Rounds int `default:"1" help:"Measure so often; server and floor take turns, and CPU is the median."`
@@ -42,8 +42,9 @@ func (t *talk) check(conns int) error {
 	return nil
 }
 
-func (cmd *echoCmd) Run(ctx context.Context, std streams) error {
-	return execute(ctx, "echo", cmd.common, std.out, std.err, func(*session, *subject) error {
+// Run opens the connections, has some talk, and writes the report.
+func (cmd *Echo) Run(ctx context.Context, std Streams) error {
+	return execute(ctx, "echo", cmd.common, std.Out, std.Err, func(*session, *subject) error {
 		if cmd.Rounds < 1 {
 			return usage.Errorf("--rounds must be at least 1")
 		}
@@ -51,7 +52,7 @@ func (cmd *echoCmd) Run(ctx context.Context, std streams) error {
 	}, cmd.measure)
 }
 
-func (cmd *echoCmd) measure(ctx context.Context, s *session) error {
+func (cmd *Echo) measure(ctx context.Context, s *session) error {
 	for _, sub := range s.subjects {
 		if _, err := s.open(ctx, sub); err != nil {
 			return err
@@ -61,7 +62,7 @@ func (cmd *echoCmd) measure(ctx context.Context, s *session) error {
 }
 
 // onOpen measures on connections that are open.
-func (cmd *echoCmd) onOpen(ctx context.Context, s *session) error {
+func (cmd *Echo) onOpen(ctx context.Context, s *session) error {
 	seconds := make([]float64, len(s.subjects))
 	for _, sub := range s.subjects {
 		sub.cpu = nil
@@ -98,7 +99,7 @@ func (cmd *echoCmd) onOpen(ctx context.Context, s *session) error {
 }
 
 // round lets the connections of one subject talk once.
-func (cmd *echoCmd) round(ctx context.Context, s *session, sub *subject, r int) error {
+func (cmd *Echo) round(ctx context.Context, s *session, sub *subject, r int) error {
 	before := sub.fleet.Now().Replies
 	want := -1
 	if cmd.MessageRate > 0 {

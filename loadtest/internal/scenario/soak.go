@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
 	"context"
@@ -14,9 +14,9 @@ import (
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
-// soakCmd asks: does a server hold all of this at once? One set of connections
+// Soak asks: does a server hold all of this at once? One set of connections
 // goes through everything.
-type soakCmd struct {
+type Soak struct {
 	common
 	api.Publisher
 	bystanders
@@ -26,15 +26,16 @@ type soakCmd struct {
 }
 
 // Help is shown below the usage of soak.
-func (soakCmd) Help() string {
+func (Soak) Help() string {
 	return "Nothing ends because it takes long: --wait and --patience grow with the connections. " +
 		"Exit status 0 means that every connection was opened and none lost, that every message came once and in order everywhere, " +
 		"and that all of the herd are back."
 }
 
-func (cmd *soakCmd) Run(ctx context.Context, std streams) error {
-	herd := &herdCmd{common: cmd.common, bystanders: cmd.bystanders, Percent: cmd.Percent, Obey: true}
-	return execute(ctx, "soak", cmd.common, std.out, std.err, func(s *session, sub *subject) error {
+// Run goes through all stages, and writes the report.
+func (cmd *Soak) Run(ctx context.Context, std Streams) error {
+	herd := &Herd{common: cmd.common, bystanders: cmd.bystanders, Percent: cmd.Percent, Obey: true}
+	return execute(ctx, "soak", cmd.common, std.Out, std.Err, func(s *session, sub *subject) error {
 		if cmd.Floor {
 			return usage.Errorf("soak has no --floor: the other scenarios have")
 		}
@@ -44,7 +45,7 @@ func (cmd *soakCmd) Run(ctx context.Context, std streams) error {
 	})
 }
 
-func (cmd *soakCmd) measure(ctx context.Context, s *session, herd *herdCmd) error {
+func (cmd *Soak) measure(ctx context.Context, s *session, herd *Herd) error {
 	sub := s.subjects[0]
 	var empty footprint
 	if err := cmd.stage(ctx, s, "connect", func() (err error) {
@@ -60,7 +61,7 @@ func (cmd *soakCmd) measure(ctx context.Context, s *session, herd *herdCmd) erro
 	if sub.pings == before {
 		s.report.Note("no heartbeat came in the hold: make --hold longer than the server's ping interval")
 	}
-	b, err := begin(ctx, s, &cmd.Publisher, cmd.Rounds+1)
+	b, err := beginMessages(ctx, s, &cmd.Publisher, cmd.Rounds+1)
 	if err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (cmd *soakCmd) measure(ctx context.Context, s *session, herd *herdCmd) erro
 }
 
 // stage does one step, and notes what became of the connections meanwhile.
-func (cmd *soakCmd) stage(ctx context.Context, s *session, name string, do func() error) error {
+func (cmd *Soak) stage(ctx context.Context, s *session, name string, do func() error) error {
 	sub, began := s.subjects[0], time.Now()
 	lost, pings, delivered := generator.SumReasons(sub.Lost), sub.pings, sub.sum.Delivered
 	err := errors.Join(do(), ctx.Err())
@@ -102,7 +103,7 @@ func (cmd *soakCmd) stage(ctx context.Context, s *session, name string, do func(
 
 // pause notes the longest pause of a Go server's garbage collector. Its metrics
 // know the last 256 collections, so that they are read after every stage.
-func (cmd *soakCmd) pause(ctx context.Context, s *session) {
+func (cmd *Soak) pause(ctx context.Context, s *session) {
 	if cmd.Trigger != "" || ctx.Err() != nil {
 		return
 	}

@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
 	"cmp"
@@ -15,17 +15,18 @@ import (
 	"github.com/tocsin-push/tocsin/loadtest/internal/report"
 )
 
-// connectCmd asks: how many, how fast, at what memory each?
-type connectCmd struct {
+// Connect asks: how many, how fast, at what memory each?
+type Connect struct {
 	common
 	Hold time.Duration `default:"2s" help:"Keep the connections open so long before memory is read."`
 }
 
-func (cmd *connectCmd) Run(ctx context.Context, std streams) error {
-	return execute(ctx, "connect", cmd.common, std.out, std.err, nil, cmd.measure)
+// Run opens the connections, holds them, and writes the report.
+func (cmd *Connect) Run(ctx context.Context, std Streams) error {
+	return execute(ctx, "connect", cmd.common, std.Out, std.Err, nil, cmd.measure)
 }
 
-func (cmd *connectCmd) measure(ctx context.Context, s *session) error {
+func (cmd *Connect) measure(ctx context.Context, s *session) error {
 	for _, sub := range s.subjects {
 		// One after the other: they would meet in the kernel's caches otherwise.
 		if err := cmd.one(ctx, s, sub); err != nil {
@@ -40,7 +41,7 @@ func (cmd *connectCmd) measure(ctx context.Context, s *session) error {
 	return nil
 }
 
-func (cmd *connectCmd) one(ctx context.Context, s *session, sub *subject) error {
+func (cmd *Connect) one(ctx context.Context, s *session, sub *subject) error {
 	empty, err := s.connect(ctx, sub)
 	if err != nil {
 		return err
@@ -120,24 +121,6 @@ func (sub *subject) kernel(deltas []report.Cache) {
 	sub.Put("kernel_bytes_per_connection", all)
 	if sub.targets[0].Local() {
 		sub.Put("kernel_server_bytes_per_connection", all/2)
-	}
-}
-
-// hold waits, with the connections open, and tells what the server costs
-// meanwhile.
-func (s *session) hold(ctx context.Context, sub *subject, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	began := time.Now()
-	defer s.watch(sub, "hold", int(d.Seconds()), func(*generator.Counts) int { return int(time.Since(began).Seconds()) })()
-	spent := sub.meter()
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
-	if us := spent(); !math.IsNaN(us) {
-		sub.Put("idle_cpu_percent", 100*us/float64(time.Since(began).Microseconds()))
 	}
 }
 

@@ -1,13 +1,12 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"net/url"
-	"runtime"
 	"strings"
 	"time"
 
@@ -18,9 +17,9 @@ import (
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
-// pushCmd asks: N users are connected; what does a push to one of them cost,
+// Push asks: N users are connected; what does a push to one of them cost,
 // and how long until it has it?
-type pushCmd struct {
+type Push struct {
 	common
 	pushing
 	Rounds int `default:"1" help:"Measure so often; CPU is the median."`
@@ -39,7 +38,7 @@ type pushing struct {
 }
 
 // Help is shown below the usage of push.
-func (pushCmd) Help() string {
+func (Push) Help() string {
 	return "Pushes over HTTP to random users. Each payload has a number and a time, so that every push can be followed. " +
 		"Missing: its receipt says written or queued, and it does not come. Doubled: it comes twice. " +
 		"Out of order: it comes behind a later one of its user. Foreign: it comes to another user. " +
@@ -47,8 +46,9 @@ func (pushCmd) Help() string {
 		"With a rate, times count from when a push was due, so the delay of a server that falls behind counts in full."
 }
 
-func (cmd *pushCmd) Run(ctx context.Context, std streams) error {
-	return execute(ctx, "push", cmd.common, std.out, std.err, func(s *session, sub *subject) error {
+// Run connects the users, pushes to them, and writes the report.
+func (cmd *Push) Run(ctx context.Context, std Streams) error {
+	return execute(ctx, "push", cmd.common, std.Out, std.Err, func(s *session, sub *subject) error {
 		if cmd.Floor {
 			return usage.Errorf("push has no --floor: the bare loop has no users")
 		}
@@ -86,26 +86,6 @@ func (p *pushing) aim(s *session, sub *subject) error {
 	return err
 }
 
-// withUser has the connections of a URL log in as user, unless the URL does
-// that itself, and returns the user that counts.
-func withUser(raw, user string) (string, string) {
-	base, query, _ := strings.Cut(raw, "?")
-	for pair := range strings.SplitSeq(query, "&") {
-		name, value, _ := strings.Cut(pair, "=")
-		if name == "user" {
-			if plain, err := url.QueryUnescape(value); err == nil {
-				value = plain
-			}
-			return raw, value
-		}
-		if name == "token" {
-			return raw, user
-		}
-	}
-	escaped := strings.NewReplacer("%7Bn%7D", "{n}").Replace(url.QueryEscape(user))
-	return base + "?" + strings.TrimPrefix(query+"&user="+escaped, "&"), user
-}
-
 // to returns where pushes are posted.
 func (p *pushing) to(remote bool) (*url.URL, error) {
 	if p.Batch > 0 {
@@ -115,7 +95,7 @@ func (p *pushing) to(remote bool) (*url.URL, error) {
 }
 
 // onOpen pushes to connections that are open.
-func (cmd *pushCmd) onOpen(ctx context.Context, s *session, sub *subject) error {
+func (cmd *Push) onOpen(ctx context.Context, s *session, sub *subject) error {
 	posters, err := cmd.connect(ctx, s)
 	defer func() {
 		for _, to := range posters {
@@ -158,7 +138,7 @@ func (p *pushing) connect(ctx context.Context, s *session) (posters []*api.Poste
 }
 
 // round pushes for the duration and waits for what was promised.
-func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, posters []*api.Poster, all *pushes) error {
+func (cmd *Push) round(ctx context.Context, s *session, sub *subject, r int, posters []*api.Poster, all *pushes) error {
 	run := generator.NewRun()
 	v, err := api.NewVolley(&api.Config{
 		Run: run, User: cmd.User, Users: s.N, Batch: cmd.Batch, Size: cmd.Size, Rate: cmd.PushRate, Duration: cmd.Duration,
@@ -192,14 +172,6 @@ func (cmd *pushCmd) round(ctx context.Context, s *session, sub *subject, r int, 
 
 // lull is how long a round waits for what must not come.
 const lull = 250 * time.Millisecond
-
-// generatorCPUs returns how many CPUs the generator may use.
-func (s *session) generatorCPUs() float64 {
-	if s.GenCPU >= 0 {
-		return 1
-	}
-	return float64(runtime.NumCPU())
-}
 
 // pushes are all rounds together.
 type pushes struct {
@@ -264,25 +236,4 @@ func (all *pushes) conclude(s *session, sub *subject) error {
 		s.report.Note("%s: %.0f %% of the requests were due while their connection still waited for an answer; more --publishers send them when they are due", sub.Name, 100*share)
 	}
 	return nil
-}
-
-// pushVerdict says what is wrong with what became of the pushes.
-func (sub *subject) pushVerdict() error {
-	var wrong []string
-	for _, w := range []struct{ key, text string }{
-		{"receipt_failed", "failed"},
-		{"missing", "missing"},
-		{"doubled", "doubled"},
-		{"misordered", "out of order"},
-		{"foreign", "foreign"},
-		{"receipt_false", "receipts false"},
-	} {
-		if n := sub.Values[w.key]; n > 0 {
-			wrong = append(wrong, w.text+" "+report.Thousands(n))
-		}
-	}
-	if wrong == nil {
-		return nil
-	}
-	return fmt.Errorf("%s: of %s pushes %s", sub.Name, report.Thousands(sub.Values["pushes"]), strings.Join(wrong, ", "))
 }

@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
 	"context"
@@ -16,9 +16,9 @@ import (
 	"github.com/tocsin-push/tocsin/loadtest/internal/usage"
 )
 
-// herdCmd asks: everyone is dropped at once and comes back: how long does that
+// Herd asks: everyone is dropped at once and comes back: how long does that
 // take, and what do those feel who stayed?
-type herdCmd struct {
+type Herd struct {
 	common
 	bystanders
 	Percent float64 `default:"100" help:"How many of the connections are dropped, where the generator does that; never the live ones."`
@@ -34,8 +34,9 @@ type bystanders struct {
 	Patience time.Duration `help:"Who is not back by then stays away. Default: half a minute, and 2 ms a connection."`
 }
 
-func (cmd *herdCmd) Run(ctx context.Context, std streams) error {
-	return execute(ctx, "herd", cmd.common, std.out, std.err, func(*session, *subject) error {
+// Run opens the connections, has them dropped and come back, and writes the report.
+func (cmd *Herd) Run(ctx context.Context, std Streams) error {
+	return execute(ctx, "herd", cmd.common, std.Out, std.Err, func(*session, *subject) error {
 		if cmd.Command != "" && cmd.Floor {
 			return usage.Errorf("--command is for the server alone, so it cannot be measured with --floor")
 		}
@@ -43,7 +44,7 @@ func (cmd *herdCmd) Run(ctx context.Context, std streams) error {
 	}, cmd.measure)
 }
 
-func (cmd *herdCmd) check() error {
+func (cmd *Herd) check() error {
 	if cmd.Live == -1 {
 		cmd.Live = min(100, cmd.N-1)
 	}
@@ -57,7 +58,7 @@ func (cmd *herdCmd) check() error {
 	return nil
 }
 
-func (cmd *herdCmd) measure(ctx context.Context, s *session) error {
+func (cmd *Herd) measure(ctx context.Context, s *session) error {
 	for _, sub := range s.subjects {
 		if _, err := s.open(ctx, sub); err != nil {
 			return err
@@ -73,7 +74,7 @@ func (cmd *herdCmd) measure(ctx context.Context, s *session) error {
 // calm is how long the live clients are listened to before the drop.
 const calm = 3 * time.Second
 
-func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
+func (cmd *Herd) one(ctx context.Context, s *session, sub *subject) error {
 	f := sub.fleet
 	live := generator.Talk{Active: cmd.Live, Rate: cmd.LiveRate, Message: cmd.Message, Duration: calm}
 	if cmd.Live > 0 {
@@ -110,7 +111,7 @@ func (cmd *herdCmd) one(ctx context.Context, s *session, sub *subject) error {
 }
 
 // drop ends the connections and waits until they are back.
-func (cmd *herdCmd) drop(ctx context.Context, s *session, sub *subject) error {
+func (cmd *Herd) drop(ctx context.Context, s *session, sub *subject) error {
 	stop := s.watch(sub, "come back", s.N, func(c *generator.Counts) int { return c.Open })
 	defer stop()
 	spent := sub.meter()

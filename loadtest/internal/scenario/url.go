@@ -1,6 +1,6 @@
 //go:build linux
 
-package main
+package scenario
 
 import (
 	"net/url"
@@ -19,6 +19,26 @@ func withTopic(raw, topic string) string {
 		return raw
 	}
 	return raw + sep + "topics=" + url.QueryEscape(topic)
+}
+
+// withUser has the connections of a URL log in as user, unless the URL does
+// that itself, and returns the user that counts.
+func withUser(raw, user string) (string, string) {
+	base, query, _ := strings.Cut(raw, "?")
+	for pair := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		if name == "user" {
+			if plain, err := url.QueryUnescape(value); err == nil {
+				value = plain
+			}
+			return raw, value
+		}
+		if name == "token" {
+			return raw, user
+		}
+	}
+	escaped := strings.NewReplacer("%7Bn%7D", "{n}").Replace(url.QueryEscape(user))
+	return base + "?" + strings.TrimPrefix(query+"&user="+escaped, "&"), user
 }
 
 // withHost returns a URL with another host and port.
