@@ -11,7 +11,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/gobwas/ws"
@@ -22,10 +21,17 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
+// T is the part of a test that a Kernel needs; *testing.T is one.
+type T interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // Kernel implements engine.Kernel. One goroutine uses it, but for Date, Now and
 // After.
 type Kernel struct {
-	T    testing.TB
+	T    T
 	Rng  *rand.Rand
 	Time time.Duration
 	Look time.Duration // that every look at the clock takes
@@ -51,7 +57,7 @@ type Kernel struct {
 }
 
 // New returns a kernel without connections.
-func New(t testing.TB, seed uint64) *Kernel {
+func New(t T, seed uint64) *Kernel {
 	return &Kernel{T: t, Rng: rand.New(rand.NewPCG(seed, 0)), Time: time.Hour, CallRoom: -1, peers: map[int]*Peer{}}
 }
 
