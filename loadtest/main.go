@@ -2,22 +2,23 @@
 
 // Command loadtest loads WebSocket servers and tells what they do: how many
 // connections, how fast, at what memory each; how long a message takes to the
-// last of them; what a push to one of them costs; how long an answer takes; how long until all are back after
-// they were dropped. It opens raw sockets from its own epoll loops, sends when
-// a message is due and not when the server is ready for it, and says what it
-// does not know. Every scenario can be told as a multiple of a bare loop of
-// system calls that does the same work (--floor).
+// last of them; what a push to one of them costs; how long an answer takes; how
+// long until all are back after they were dropped. It opens raw sockets from
+// its own epoll loops, sends when a message is due and not when the server is
+// ready for it, and says what it does not know. Every scenario can be told as a
+// multiple of a bare loop of system calls that does the same work (--floor).
 //
-// The program has its flags here, and its rooms in loadtest/internal:
+// Here are the commands, signals, exit statuses, and the two processes that the
+// rooms in loadtest/internal start this program for:
 //
-//	scenario   the questions, and a run of one of them
+//	scenario   the questions with their flags, and a run of one of them
 //	api        messages and pushes that are sent over HTTP
 //	generator  the connections, in worker processes
 //	report     what is told, and how
 //	machine    what the machine and its processes are and use
 //	usage      the error of a command line that cannot be obeyed
 //
-// A room imports those below it alone. None knows Tocsin's server.
+// A room imports those below it alone, and none imports Tocsin's server.
 package main
 
 import (

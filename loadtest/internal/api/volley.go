@@ -179,7 +179,7 @@ func (v *Volley) appendPush(dst []byte, p, x int, due int64) []byte {
 		}
 		dst = append(dst, part...)
 	}
-	dst = generator.AppendPayload(append(dst, `,"data":`...), v.size, v.run, x*publishers+p+1, int64(to), due)
+	dst = generator.AppendPush(append(dst, `,"data":`...), v.size, v.run, x*publishers+p+1, to, due)
 	return append(dst, "}\n"...)
 }
 

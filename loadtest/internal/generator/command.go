@@ -56,7 +56,7 @@ func (f *Fleet) Herd(ctx context.Context, h Herd) (Round, error) {
 }
 
 // Arm has every connection expect the messages 1 to rounds of a run, as
-// [AppendPayload] makes them. One that takes longer than late is counted.
+// [AppendMessage] makes them. One that takes longer than late is counted.
 func (f *Fleet) Arm(ctx context.Context, run string, rounds int, late time.Duration) error {
 	_, err := f.do(ctx, func(int) order { return order{Do: doArm, Run: run, Rounds: rounds, Late: late} })
 	return err
@@ -86,7 +86,7 @@ func sumRounds(tallies []tally) (sum Round) {
 	return sum
 }
 
-// ExpectPushes begins a round of pushes, as [AppendPayload] makes them, each
+// ExpectPushes begins a round of pushes, as [AppendPush] makes them, each
 // for one connection.
 func (f *Fleet) ExpectPushes(ctx context.Context, run string) error {
 	_, err := f.do(ctx, func(int) order { return order{Do: doPushes, Run: run} })

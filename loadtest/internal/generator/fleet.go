@@ -32,7 +32,8 @@ type Config struct {
 // Fleet is the workers that hold the connections to one server, and their
 // coordinator's end of the pipes. Several goroutines may call it, but each kind
 // of order runs once at a time. When the context of an order ends, the workers
-// are told to stop, and what they did until then counts.
+// are told to stop, and what they did until then counts. An error says that a
+// worker is gone or cannot go on, and every later order has it too.
 type Fleet struct {
 	workers []*worker
 	conns   int // of all workers

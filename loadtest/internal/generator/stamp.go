@@ -17,11 +17,22 @@ const MaxPushes = 1 << 30
 // NewRun returns a name for a run that no other has.
 func NewRun() string { return strconv.FormatUint(rand.Uint64()>>24, 36) }
 
-// AppendPayload appends size bytes of JSON, at least [MinPayload], that workers
-// know again. A message to all of them has its number in the run, from 1, and
-// the time when it was sent; a push has its number, the connection that it is
-// for, and the time when it was due. Times are those of machine.Now.
-func AppendPayload(dst []byte, size int, run string, number int, more ...int64) []byte {
+// AppendMessage appends size bytes of JSON, at least [MinPayload], that
+// [Fleet.Arm] has the connections expect: message seq of a run, from 1, sent at
+// that time of machine.Now.
+func AppendMessage(dst []byte, size int, run string, seq int, sent int64) []byte {
+	return appendPayload(dst, size, run, seq, sent)
+}
+
+// AppendPush appends size bytes of JSON, at least [MinPayload], that
+// [Fleet.ExpectPushes] has connection to expect: push n of a round, from 1, due
+// at that time of machine.Now.
+func AppendPush(dst []byte, size int, run string, n, to int, due int64) []byte {
+	return appendPayload(dst, size, run, n, int64(to), due)
+}
+
+// appendPayload appends size bytes of JSON with a stamp.
+func appendPayload(dst []byte, size int, run string, number int, more ...int64) []byte {
 	end := len(dst) + size
 	dst = appendStamp(append(dst, `{"loadtest":"`...), run, number, more...)
 	dst = append(dst, `","pad":"`...)

@@ -89,7 +89,7 @@ func (b *messageRun) one(ctx context.Context, s *session, sub *subject, all *fan
 	}
 	spent := sub.meter()
 	sent := machine.Now()
-	published := sub.publish(ctx, generator.AppendPayload(nil, b.Size, b.run, b.seq, machine.Now()))
+	published := sub.publish(ctx, generator.AppendMessage(nil, b.Size, b.run, b.seq, machine.Now()))
 	if published != nil {
 		cancel()
 	}
