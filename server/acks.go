@@ -3,9 +3,9 @@ package server
 import (
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/server/internal/engine"
 )
 
@@ -14,7 +14,7 @@ import (
 type acks struct {
 	after func(time.Duration, func()) (stop func() bool) // static
 
-	mu      sync.Mutex
+	mu      lockorder.Mutex[lockorder.Table]
 	waiting map[string][]*ackWait // by message id
 }
 

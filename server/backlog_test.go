@@ -4,12 +4,13 @@ package server
 
 import (
 	"bytes"
-	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 
 	"github.com/gobwas/ws"
 

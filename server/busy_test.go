@@ -4,11 +4,12 @@ package server
 
 import (
 	"fmt"
-	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 
 	"github.com/gobwas/ws"
 

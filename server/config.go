@@ -234,6 +234,11 @@ func (c *Config) check() error {
 			return fmt.Errorf("server: Config.%s is %d, it must be %d to %d", n.name, n.value, n.min, n.max)
 		}
 	}
+	return c.checkRest()
+}
+
+// checkRest looks at what is not a number with bounds.
+func (c *Config) checkRest() error {
 	if c.PingInterval > engine.MaxTimeout {
 		return fmt.Errorf("server: Config.PingInterval is %s, the most is %s", c.PingInterval, engine.MaxTimeout)
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +16,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 
 	"github.com/gobwas/ws"
 

@@ -5,7 +5,6 @@ package server
 import (
 	"bytes"
 	"fmt"
-	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"hash/crc32"
 	"io"
 	"log/slog"
@@ -18,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 
 	"github.com/gobwas/ws"
 	"golang.org/x/sys/unix"

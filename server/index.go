@@ -2,7 +2,8 @@ package server
 
 import (
 	"hash/maphash"
-	"sync"
+
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 )
 
 // index finds things by name: users' connections, topics. It is split in
@@ -21,7 +22,7 @@ type named interface {
 
 // stripe is one part of an index. The caller holds mu for all of it.
 type stripe[E named] struct {
-	mu   sync.Mutex
+	mu   lockorder.Mutex[lockorder.Stripe]
 	seed maphash.Seed
 	tab  []E // open addressing, linear probing, at most three quarters full
 	n    int

@@ -6,8 +6,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
+
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 )
 
 // onces remember publishes by their idempotency key, so that a repeated one is
@@ -21,7 +22,7 @@ type once struct {
 	now    func() time.Duration // static
 	budget int64                // static, bytes
 
-	mu      sync.Mutex
+	mu      lockorder.Mutex[lockorder.Table]
 	seen    map[onceKey]*onceEntry
 	order   list.List // the same entries by age, oldest first
 	bytes   int64     // of all of them

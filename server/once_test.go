@@ -6,12 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 
 	"github.com/gobwas/ws"
 

@@ -4,7 +4,6 @@ package server
 
 import (
 	"fmt"
-	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"io"
 	"math"
 	"net"
@@ -12,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 
 	"github.com/gobwas/ws"
 

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/internal/seldom"
 	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"github.com/tocsin-push/tocsin/wire/tocsin"
@@ -138,7 +139,7 @@ const forgetEvery = 500 * time.Millisecond
 
 // forgetting is what forgets idempotency keys and topics that linger.
 type forgetting struct {
-	mu    sync.Mutex // held while forgetting; comes before all others
+	mu    lockorder.Mutex[lockorder.Outer] // held while forgetting
 	stop  func() bool
 	ended bool
 }

@@ -5,12 +5,13 @@ package server
 import (
 	"errors"
 	"fmt"
-	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 
 	"github.com/gobwas/ws"
 	"golang.org/x/sys/unix"

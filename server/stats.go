@@ -3,10 +3,10 @@ package server
 import (
 	"errors"
 	"maps"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"github.com/tocsin-push/tocsin/wire"
 )
@@ -71,7 +71,7 @@ type counts struct {
 
 // tallies counts by names that come up.
 type tallies struct {
-	mu sync.Mutex
+	mu lockorder.Mutex[lockorder.Leaf]
 	of map[string]uint64
 }
 

@@ -24,7 +24,7 @@ const (
 // floors of the house. A package belongs to its longest entry; it imports its
 // own entry's packages and those of lower floors.
 var floors = map[string]int{
-	"netpoll": 0, "pool": 0, "wire": 0, "internal/floor": 0, "internal/limits": 0, "internal/nearest": 0, "internal/seldom": 0,
+	"netpoll": 0, "pool": 0, "wire": 0, "internal/floor": 0, "internal/limits": 0, "internal/nearest": 0, "internal/seldom": 0, "internal/lockorder": 0,
 	"wire/tocsin": 1, "server/internal/engine": 1,
 	"server": 2, "internal/wstest": 2,
 	"httpapi": 3, "cluster": 3, "client": 3, "server/internal/engine/enginetest": 3,

@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"sync"
 	"syscall"
 	"time"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/netpoll"
 )
 
@@ -31,7 +31,7 @@ type listener struct {
 	fd    int // of our own
 	ended chan struct{}
 
-	mu      sync.Mutex // held to begin and to end accepting, not while shards have turns
+	mu      lockorder.Mutex[lockorder.Outer] // held to begin and to end accepting, not while shards have turns
 	closed  bool
 	busy    bool // the poller's goroutine is accepting
 	reserve int  // a descriptor to give up when there are none

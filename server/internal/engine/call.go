@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
-	"sync"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -29,7 +29,7 @@ type Call struct {
 	panicked bool // set before the turn is told
 	stale    bool // owned by the turn: of a handshake that has ended
 
-	mu   sync.Mutex // taken alone
+	mu   lockorder.Mutex[lockorder.Leaf]
 	ran  bool
 	last Job // to be run behind job
 }
@@ -127,20 +127,20 @@ func (e *Engine) protect(job Job) (ok bool) {
 }
 
 // Do goes on with a connection whose job has run.
-func (call *Call) Do(t *Turn, c *Conn) {
-	if c.ext == nil || c.ext.call != call {
+func (c *Call) Do(t *Turn, conn *Conn) {
+	if conn.ext == nil || conn.ext.call != c {
 		return
 	}
-	c.ext.call = nil
-	c.flags &^= flagCall
+	conn.ext.call = nil
+	conn.flags &^= flagCall
 	switch {
-	case call.panicked && c.state == stateAuth:
-		t.refuse(c, &refusal{500, RejectAuth, "authentication failed"})
-	case call.panicked:
-		t.shut(c, End{Code: wire.CloseInternal, By: ByServer, Reason: "a hook failed"})
+	case c.panicked && conn.state == stateAuth:
+		t.refuse(conn, &refusal{500, RejectAuth, "authentication failed"})
+	case c.panicked:
+		t.shut(conn, End{Code: wire.CloseInternal, By: ByServer, Reason: "a hook failed"})
 	default:
-		call.job.Done(t, c)
-		t.resume(c)
+		c.job.Done(t, conn)
+		t.resume(conn)
 	}
 }
 

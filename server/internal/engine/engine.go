@@ -19,12 +19,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gobwas/ws"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/internal/seldom"
 	"github.com/tocsin-push/tocsin/wire"
 )
@@ -73,7 +73,7 @@ type Engine struct {
 	ticker ticker
 	drain  drain
 
-	mu        sync.Mutex // guards listeners
+	mu        lockorder.Mutex[lockorder.Outer] // guards listeners
 	listeners []*listener
 }
 

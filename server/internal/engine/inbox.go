@@ -1,17 +1,16 @@
 package engine
 
 import (
-	"sync"
-
 	"github.com/gobwas/ws"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
 // inbox is what other goroutines have for a shard: first in, first out. The
 // order of what is sent is decided here, by who appends first.
 type inbox struct {
-	mu       sync.Mutex
+	mu       lockorder.Mutex[lockorder.Inbox]
 	items    []item
 	accepted []int32 // descriptors of new connections
 }

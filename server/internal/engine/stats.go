@@ -4,10 +4,10 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -133,7 +133,7 @@ func (t *tally[K]) add(reason K, n int) { t.of[reason].Add(uint64(n)) }
 
 // tallies counts by keys that come up.
 type tallies[K comparable] struct {
-	mu sync.Mutex
+	mu lockorder.Mutex[lockorder.Leaf]
 	of map[K]uint64
 }
 

@@ -3,9 +3,9 @@ package engine
 import (
 	"math"
 	"net/http"
-	"sync"
 	"time"
 
+	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -55,7 +55,7 @@ func (e *Engine) passTick(now time.Duration) (gap time.Duration) {
 type ticker struct {
 	e *Engine // static once it has started
 
-	mu        sync.Mutex
+	mu        lockorder.Mutex[lockorder.Outer]
 	next      time.Duration // kernel.Now of the next sweep
 	stopTimer func() bool
 	ended     bool
