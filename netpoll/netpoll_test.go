@@ -425,6 +425,36 @@ func wantTaken(t *testing.T, fd int, client net.Conn, tcp bool) {
 	}
 }
 
+// The peer's address outlives the peer, in IPv4 and IPv6.
+func TestPeerAfterReset(t *testing.T) {
+	for network, address := range map[string]string{"tcp4": "127.0.0.1:0", "tcp6": "[::1]:0"} {
+		ln, fd := taken(t, network, address)
+		client, err := net.Dial(network, ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Write([]byte("x")); err != nil { // else it is not accepted for a while
+			t.Fatal(err)
+		}
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000)
+		conn, errno := Accept(fd)
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		defer Close(conn)
+		want := client.LocalAddr().String()
+		_ = client.(*net.TCPConn).SetLinger(0)
+		client.Close()
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(conn), Events: unix.POLLRDHUP}}, 60_000)
+		if _, err := unix.Getpeername(conn); err == nil {
+			t.Errorf("%s: the peer has not reset it", network)
+		}
+		if got := Peer(conn).String(); got != want {
+			t.Errorf("%s: the peer is %s, want %s", network, got, want)
+		}
+	}
+}
+
 // A taken connection is ours, and has the options that bound how long its peer
 // may acknowledge nothing (docs/faults.md B4).
 func TestTakeConn(t *testing.T) {

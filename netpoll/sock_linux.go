@@ -1,6 +1,7 @@
 package netpoll
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -59,18 +60,32 @@ func CloseWrite(fd int) Errno {
 
 // Peer returns the address of the other end, the zero value if there is none.
 func Peer(fd int) netip.AddrPort {
-	sa, err := unix.Getpeername(fd)
-	if err != nil {
+	var sa unix.RawSockaddrAny
+	size := uint32(unsafe.Sizeof(sa))
+	_, _, errno := unix.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+	// A socket that was reset still has its peer's name under SO_PEERNAME,
+	// which wants to know how long that is.
+	for _, size = range []uint32{unix.SizeofSockaddrInet6, unix.SizeofSockaddrInet4} {
+		if errno != 0 {
+			_, _, errno = unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERNAME, uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)), 0)
+		}
+	}
+	if errno != 0 {
 		return netip.AddrPort{}
 	}
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	switch sa.Addr.Family {
+	case unix.AF_INET:
+		in := (*unix.RawSockaddrInet4)(unsafe.Pointer(&sa))
+		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), port(&in.Port))
+	case unix.AF_INET6:
+		in := (*unix.RawSockaddrInet6)(unsafe.Pointer(&sa))
+		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr).Unmap(), port(&in.Port))
 	}
 	return netip.AddrPort{}
 }
+
+// port returns a port, which the kernel writes in network byte order.
+func port(p *uint16) uint16 { return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:]) }
 
 // TakeListener returns a descriptor of its own for ln, non-blocking, with the
 // options that accepted sockets inherit from it: TCP_NODELAY, and

@@ -123,9 +123,9 @@ func TestCommandsBehindAHookAreCopiedOnce(t *testing.T) {
 // (docs/faults.md A5 and A11).
 func TestAuthThatHangsIsTimedOut(t *testing.T) {
 	asked := 0
-	s := newSim(t, 1, Config{Auth: func(r *http.Request) (string, error) {
+	s := newSim(t, 1, Config{Auth: func(r *http.Request) (Identity, error) {
 		asked++
-		return "ann", nil
+		return Identity{User: "ann"}, nil
 	}})
 	s.holdHooks()
 	p := s.open()
@@ -155,7 +155,7 @@ func TestAuthThatHangsIsTimedOut(t *testing.T) {
 // Peers that come and go while no worker is free for Auth leave nothing behind
 // (docs/faults.md A11).
 func TestNobodyWaitsForAuthOfTheGone(t *testing.T) {
-	s := newSim(t, 1, Config{Auth: func(*http.Request) (string, error) { return "", nil }})
+	s := newSim(t, 1, Config{Auth: func(*http.Request) (Identity, error) { return Identity{}, nil }})
 	s.CallRoom = 0
 	for i := range 100 {
 		p := s.open()
@@ -181,10 +181,10 @@ func TestAuthIsToldItsOwnPeer(t *testing.T) {
 	release, told := make(chan struct{}), make(chan string, 3)
 	srv, addr := started(t, Config{
 		HookWorkers: 1, AuthTimeout: 100 * time.Millisecond,
-		Auth: func(r *http.Request) (string, error) {
+		Auth: func(r *http.Request) (Identity, error) {
 			<-release
 			told <- r.RemoteAddr
-			return "", nil
+			return Identity{}, nil
 		},
 	})
 	var want []string

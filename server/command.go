@@ -106,23 +106,22 @@ type commandJob struct {
 
 func (srv *Server) newCommandJob(t *engine.Turn, c *engine.Conn, cmd *wire.Command) commandJob {
 	return commandJob{
-		conn:  srv.handle(c, srv.session(t, c)),
+		conn:  srv.handle(t, c, srv.session(t, c)),
 		reply: wire.Reply{ID: bytes.Clone(cmd.ID), Verb: cmd.Verb, Topic: string(cmd.Topic)},
 	}
 }
 
-// allow asks Allow, in the pool, whether the connection may do action on the
-// topic of the command. Without Allow, subscribing is allowed to everybody, and
+// allow decides whether the connection may do action on the topic of the
+// command: its identity must agree and, if there is one, Allow, which is asked
+// in the pool. Without either, subscribing is allowed to everybody, and
 // publishing only in Dev.
 func (j *commandJob) allow(action Action) bool {
-	cfg := &j.conn.srv.cfg
-	switch {
-	case cfg.Allow != nil:
-		if err := cfg.Allow(j.conn, action, j.reply.Topic); err != nil {
+	srv := j.conn.srv
+	j.err = srv.mayNot(j.conn.own, action, j.reply.Topic)
+	if j.err == nil && srv.cfg.Allow != nil {
+		if err := srv.cfg.Allow(j.conn, action, j.reply.Topic); err != nil {
 			j.err = &wire.Error{Code: wire.Forbidden, Message: err.Error()}
 		}
-	case action == ActionPublish && !cfg.Dev:
-		j.err = &wire.Error{Code: wire.Forbidden, Message: "clients may not publish here"}
 	}
 	return j.err == nil
 }
@@ -144,11 +143,14 @@ func (srv *Server) subscribe(t *engine.Turn, c *engine.Conn, cmd *wire.Command) 
 		return
 	}
 	j := &subscribeJob{commandJob: srv.newCommandJob(t, c, cmd), after: cmd.After, hasAfter: cmd.HasAfter, epoch: string(cmd.Epoch)}
-	if srv.cfg.Allow != nil {
+	switch {
+	case srv.cfg.Allow != nil:
 		t.Call(c, j)
-		return
+	case j.allow(ActionSubscribe):
+		j.join(t, c)
+	default:
+		srv.refuse(t, c, j.reply, j.err)
 	}
-	j.join(t, c)
 }
 
 // Run implements engine.Job.

@@ -23,18 +23,19 @@ type Config struct {
 	// Path is where WebSocket upgrades are accepted. Default "/ws".
 	Path string
 
-	// Auth names the user of a connection that asks to be upgraded; an empty
-	// name is a connection without a user. An error refuses it with 401 and
+	// Auth says who asks for a connection. An error refuses it with 401 and
 	// the error's text, an [HTTPError] with its own status. It runs in the hook
-	// pool and may block for up to AuthTimeout, when r's context ends. r is made
-	// from the bytes of the request: it has no body, its path is Config.Path, and
-	// its context has none of the values that a middleware in front of ServeHTTP
-	// put into the original's. It may be kept. Nil is an error unless Dev is set.
-	Auth func(r *http.Request) (user string, err error)
+	// pool and may block for up to AuthTimeout, when r's context ends. Behind
+	// [Server.ServeHTTP], r is the original request, with the path and the
+	// context's values that your mux and middleware gave it. From [Server.Serve]
+	// it is made from the bytes that came. It has no body, and may be kept.
+	// Nil is an error unless Dev is set.
+	Auth func(r *http.Request) (Identity, error)
 	// Allow decides whether c may do action on topic; an error refuses it
-	// with the error's text. Nil lets every connection subscribe to every
-	// topic and publish to none, unless Dev is set. It runs in the hook pool
-	// and may block; its arguments may be kept.
+	// with the error's text. It is asked when the connection's [Identity] has
+	// nothing against it. Nil lets every connection subscribe to every topic
+	// and publish to none, unless its Identity or Dev says so. It runs in the
+	// hook pool and may block; its arguments may be kept.
 	Allow func(c Conn, action Action, topic string) error
 	// OnMessage is given every data message. If it returns false, a text
 	// message is taken as a command of tocsin.v1 and a binary one closes the
@@ -139,7 +140,8 @@ type OverflowRule struct {
 	Policy Overflow
 }
 
-// HTTPError is an error of [Config.Auth] with the status to answer with.
+// HTTPError is an error of [Config.Auth] with the status to answer with, 200 to
+// 999.
 type HTTPError struct {
 	Status int
 	Reason string
@@ -259,6 +261,11 @@ func (c *Config) checkRest() error {
 		}
 	}
 	return nil
+}
+
+// hooked reports whether there is a hook that is given a Conn.
+func (c *Config) hooked() bool {
+	return c.Allow != nil || c.OnMessage != nil || c.OnOpen != nil || c.OnClose != nil
 }
 
 // overflow returns the policy of topic.

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -310,43 +309,55 @@ func TestReturnWindowSpreadsTheReturns(t *testing.T) {
 	}
 }
 
-// lateHijack gives its connection away when Shutdown has ended.
+// lateHijack gives its connection away when a shutdown is under way.
 type lateHijack struct {
 	http.ResponseWriter
-	conn net.Conn
-	srv  *Server
+	conn     net.Conn
+	shutdown func()
 }
 
 func (h *lateHijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	err := h.srv.Shutdown(context.Background())
-	return h.conn, bufio.NewReadWriter(bufio.NewReader(h.conn), bufio.NewWriter(h.conn)), err
+	h.shutdown()
+	return h.conn, bufio.NewReadWriter(bufio.NewReader(h.conn), bufio.NewWriter(h.conn)), nil
 }
 
-// A request that net/http hands over while the server ends is refused, and its
-// descriptor is not kept.
+// A connection that net/http hands over while the server ends is sent away, also
+// when the others were closed at once before, and the server waits for it.
 func TestHandOverDuringShutdown(t *testing.T) {
-	srv, _ := started(t, Config{})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	peer, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
-	conn, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(wstest.Request("tocsin.test", "/ws", wstest.NewKey()))))
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.ServeHTTP(&lateHijack{httptest.NewRecorder(), conn, srv}, r)
-	_ = peer.SetDeadline(time.Now().Add(patience))
-	if answer, err := io.ReadAll(peer); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 503 ") || srv.engine.Descriptors() != 0 {
-		t.Errorf("%q, %v, %d connections", answer, err, srv.engine.Descriptors())
+	for _, atOnce := range []bool{false, true} {
+		srv, addr := started(t, Config{CloseTimeout: time.Second})
+		other := dial(t, addr, "/ws")
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		peer := connect(t, ln.Addr().String(), 0)
+		conn, err := ln.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(wstest.Request("tocsin.test", "/ws", wstest.NewKey()))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if atOnce {
+			cancel()
+		}
+		ended := make(chan error, 1)
+		srv.ServeHTTP(&lateHijack{httptest.NewRecorder(), conn, func() {
+			go func() { ended <- srv.Shutdown(ctx) }()
+			if code := other.code(); code != wire.CloseShutdown {
+				t.Errorf("the other is closed with %d", code)
+			}
+		}}, r)
+		if code := peer.code(); code != wire.CloseShutdown {
+			t.Errorf("at once %v: closed with %d, want 3001", atOnce, code)
+		}
+		if err := <-ended; errors.Is(err, context.Canceled) != atOnce || srv.engine.Descriptors() != 0 {
+			t.Errorf("at once %v: %v, %d connections", atOnce, err, srv.engine.Descriptors())
+		}
 	}
 }

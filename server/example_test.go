@@ -12,8 +12,8 @@ import (
 
 func Example() {
 	srv, err := server.New(server.Config{
-		Auth: func(r *http.Request) (user string, err error) {
-			return r.Header.Get("X-User"), nil // ask your session store
+		Auth: func(r *http.Request) (server.Identity, error) {
+			return server.Identity{User: r.Header.Get("X-User")}, nil // ask your session store
 		},
 	})
 	if err != nil {

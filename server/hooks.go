@@ -60,7 +60,7 @@ func (a app) Message(t *engine.Turn, c *engine.Conn, op ws.OpCode, payload []byt
 		srv.unhandled(t, c, op, payload)
 		return
 	}
-	t.Call(c, &messageJob{conn: srv.handle(c, srv.session(t, c)), op: op, payload: append([]byte{}, payload...)})
+	t.Call(c, &messageJob{conn: srv.handle(t, c, srv.session(t, c)), op: op, payload: append([]byte{}, payload...)})
 }
 
 // unhandled acts on a message that OnMessage did not handle: its commands, if

@@ -20,22 +20,22 @@ import (
 )
 
 // byQuery is an Auth for tests: ?user=x&auth=y, where y says what to do.
-func byQuery(r *http.Request) (string, error) {
+func byQuery(r *http.Request) (server.Identity, error) {
 	q := r.URL.Query()
 	switch q.Get("auth") {
 	case "no":
-		return "", errors.New("not you")
+		return server.Identity{}, errors.New("not you")
 	case "pay":
-		return "", fmt.Errorf("wrapped: %w", &server.HTTPError{Status: 402, Reason: "pay first"})
+		return server.Identity{}, fmt.Errorf("wrapped: %w", &server.HTTPError{Status: 402, Reason: "pay first"})
 	case "panic":
 		panic("auth")
 	case "bad":
-		return "a\nb", nil
+		return server.Identity{User: "a\nb"}, nil
 	case "hang":
 		<-r.Context().Done()
-		return "", r.Context().Err()
+		return server.Identity{}, r.Context().Err()
 	}
-	return q.Get("user"), nil
+	return server.Identity{User: q.Get("user")}, nil
 }
 
 func TestAuth(t *testing.T) {

@@ -43,11 +43,11 @@ func TestDebugLogFollowsAClient(t *testing.T) {
 			var log logBuffer
 			srv, addr := started(t, Config{
 				Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: level})),
-				Auth: func(r *http.Request) (string, error) {
+				Auth: func(r *http.Request) (Identity, error) {
 					if r.URL.Query().Get("token") != "SECRETgood" {
-						return "", errors.New("the token is wrong")
+						return Identity{}, errors.New("the token is wrong")
 					}
-					return "ann", nil
+					return Identity{User: "ann"}, nil
 				},
 			})
 			c := wstest.Dial(t, addr, "/ws?token=SECRETgood&topics=a,b")

@@ -498,7 +498,7 @@ func TestClientsDoNotPushOutBackendsKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 10_000 {
-		client := Conn{s.srv, engine.Ref(i % 7), []string{"", "ann"}[i%2]}
+		client := Conn{srv: s.srv, ref: engine.Ref(i % 7), user: []string{"", "ann"}[i%2]}
 		if _, err := s.srv.publishFrom(client, "junk", Message{Data: []byte("1"), ID: fmt.Sprint(i)}); err != nil {
 			t.Fatal(err)
 		}

@@ -22,6 +22,7 @@ type session struct {
 type sessionMore struct {
 	subs     []*subset // beyond session.subs
 	commands []byte    // of a message whose command is in a call: those behind it
+	own      *personal // what its Identity has beside a user
 }
 
 // sessionsPage is so many that a page, of 56 bytes each, just fits a size class
@@ -31,7 +32,8 @@ const sessionsPage = 73
 // shardData is what the server keeps beside a shard of the engine. Owned by the
 // shard's turn.
 type shardData struct {
-	pages []*[sessionsPage]session
+	pages    []*[sessionsPage]session
+	expiries expiries
 
 	// Scratch.
 	reply     []byte
@@ -130,7 +132,7 @@ func (s *session) moreOf() *sessionMore {
 
 // slim lets go of what is not needed any more.
 func (s *session) slim() {
-	if m := s.more; m != nil && len(m.subs) == 0 && len(m.commands) == 0 {
+	if m := s.more; m != nil && len(m.subs) == 0 && len(m.commands) == 0 && m.own == nil {
 		s.more = nil
 	}
 }
@@ -149,7 +151,7 @@ func (a app) Closed(t *engine.Turn, c *engine.Conn, end engine.End) {
 		srv.hub.logout(s)
 	}
 	if srv.cfg.OnClose != nil {
-		t.CallLast(c, &closeJob{hook: srv.cfg.OnClose, conn: srv.handle(c, s), code: int(end.Code)})
+		t.CallLast(c, &closeJob{hook: srv.cfg.OnClose, conn: srv.handle(t, c, s), code: int(end.Code)})
 	}
 	*s = session{}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -101,41 +102,56 @@ func (d *shardData) addTopics(list string) (bad string) {
 // app is the server as the engine knows it.
 type app struct{ srv *Server }
 
+// readQuery reads the query of an upgrade request. Without Auth it says who the
+// user is.
+func (srv *Server) readQuery(d *shardData, query []byte) (q upgradeQuery, bad string) {
+	q, bad = d.parseQuery(query, srv.cfg.MaxTopics)
+	if bad == "" && srv.cfg.Auth == nil && q.user != "" {
+		if err := wire.CheckUser(q.user); err != nil {
+			bad = "query parameter user: " + err.Message
+		}
+	}
+	return q, bad
+}
+
+// asks reports whether a hook has a say in the upgrade.
+func (srv *Server) asks(q *upgradeQuery) bool {
+	return srv.cfg.Auth != nil || srv.cfg.Allow != nil && len(q.topics) > 0
+}
+
 // Request implements engine.App.
 func (a app) Request(t *engine.Turn, c *engine.Conn, r *engine.Request) {
 	srv := a.srv
-	q, bad := srv.data(t).parseQuery(r.Query, srv.cfg.MaxTopics)
-	if bad != "" {
+	q, bad := srv.readQuery(srv.data(t), r.Query)
+	switch {
+	case bad != "":
 		t.Refuse(c, http.StatusBadRequest, engine.RejectHead, bad)
-		return
-	}
-	if srv.cfg.Auth != nil || srv.cfg.Allow != nil && len(q.topics) > 0 {
+	case srv.asks(&q):
 		t.Call(c, &authJob{
-			srv:   srv,
-			conn:  Conn{srv: srv, ref: c.Ref()},
-			peer:  t.Peer(c).String(), // in the turn: the job may outlive the descriptor (law 13)
-			head:  bytes.Clone(r.Head),
-			reply: r.Handshake,
-			query: q.clone(),
+			// The peer is read in the turn: the job may outlive the descriptor (law 13).
+			admission: admission{srv: srv, conn: Conn{srv: srv, ref: c.Ref(), peer: t.Peer(c)}, query: q.clone()},
+			head:      bytes.Clone(r.Head),
+			reply:     r.Handshake,
 		})
-		return
+	default:
+		srv.open(t, c, &r.Handshake, q, identity{user: q.user})
 	}
-	if q.user != "" {
-		if err := wire.CheckUser(q.user); err != nil {
-			t.Refuse(c, http.StatusBadRequest, engine.RejectHead, "query parameter user: "+err.Message)
-			return
-		}
-	}
-	srv.open(t, c, &r.Handshake, q)
 }
 
-// open answers 101 and, in the same write, the welcome; then c is open.
-func (srv *Server) open(t *engine.Turn, c *engine.Conn, h *engine.Handshake, q upgradeQuery) {
+// open answers 101, unless h is nil, and in the same write the welcome; then c
+// is open.
+func (srv *Server) open(t *engine.Turn, c *engine.Conn, h *engine.Handshake, q upgradeQuery, id identity) {
 	d := srv.data(t)
 	t.Upgrade(c, h, q.codec)
 	s := d.newSession(t.Index(c))
-	s.user = strings.Clone(q.user)
-	admitted := q.user == "" || srv.hub.login(s, c.Ref())
+	s.user = strings.Clone(id.user)
+	if id.own != nil {
+		s.moreOf().own = id.own
+	}
+	if !id.expires.IsZero() {
+		d.expiries.add(t, c.Ref(), id.expires)
+	}
+	admitted := s.user == "" || srv.hub.login(s, c.Ref())
 	d.positions = d.positions[:0]
 	if admitted {
 		for _, topic := range q.topics {
@@ -145,7 +161,7 @@ func (srv *Server) open(t *engine.Turn, c *engine.Conn, h *engine.Handshake, q u
 	srv.logOpen(t, c, s)
 	d.id = srv.ids.append(d.id[:0], c.Ref())
 	d.reply = codecs[q.codec].AppendWelcome(d.reply[:0], wire.Greeting{
-		Conn: d.id, User: q.user, Ping: int(max(srv.cfg.PingInterval, 0).Seconds()),
+		Conn: d.id, User: s.user, Ping: int(max(srv.cfg.PingInterval, 0).Seconds()),
 		Topics: q.topics[:len(d.positions)], At: d.positions,
 	})
 	t.Reply(c, d.reply)
@@ -153,76 +169,97 @@ func (srv *Server) open(t *engine.Turn, c *engine.Conn, h *engine.Handshake, q u
 	case !admitted:
 		t.Close(c, wire.CloseConnectionLimit, "too many connections of this user")
 	case srv.cfg.OnOpen != nil:
-		t.Call(c, &openJob{hook: srv.cfg.OnOpen, conn: srv.handle(c, s)})
+		t.Call(c, &openJob{hook: srv.cfg.OnOpen, conn: srv.handle(t, c, s)})
 	}
 }
 
-// authJob asks Auth who the peer is and Allow about the topics of its query,
-// then upgrades or refuses.
-type authJob struct {
+// admission decides on an upgrade: Auth says who the peer is, and Allow about
+// the topics of its query.
+type admission struct {
 	srv   *Server
-	conn  Conn
-	peer  string
-	head  []byte
-	reply engine.Handshake
+	conn  Conn // for Allow
 	query upgradeQuery
+	id    identity
 
 	status int // to refuse with; 0 for an upgrade
 	reason engine.Reject
 	text   string
 }
 
-func (j *authJob) refuse(status int, reason engine.Reject, text string) {
-	j.status, j.reason, j.text = status, reason, text
+func (a *admission) refuse(status int, reason engine.Reject, text string) {
+	a.status, a.reason, a.text = status, reason, text
+}
+
+// decide runs in the pool. r is nil without Auth.
+func (a *admission) decide(r *http.Request) {
+	a.id.user = a.query.user
+	if a.srv.cfg.Auth != nil && !a.authenticate(r) {
+		return
+	}
+	a.conn.user, a.conn.own = a.id.user, a.id.own
+	for _, topic := range a.query.topics {
+		var err error
+		if bad := a.srv.mayNot(a.id.own, ActionSubscribe, topic); bad != nil {
+			err = errors.New(bad.Message)
+		} else if a.srv.cfg.Allow != nil {
+			err = a.srv.cfg.Allow(a.conn, ActionSubscribe, topic)
+		}
+		if err != nil {
+			a.refuse(http.StatusForbidden, engine.RejectForbidden, fmt.Sprintf("topic %q: %v", topic, err))
+			return
+		}
+	}
+}
+
+// authenticate asks Auth who the peer is, and reports whether it may be that.
+func (a *admission) authenticate(r *http.Request) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.srv.cfg.AuthTimeout)
+	defer cancel()
+	r = r.WithContext(ctx)
+	r.Body = http.NoBody
+	id, err := a.srv.cfg.Auth(r)
+	if err != nil {
+		a.srv.log.Info("a client was refused by Auth", "error", err)
+		status := http.StatusUnauthorized
+		if own, ok := errors.AsType[*HTTPError](err); ok && own.Status >= 200 && own.Status <= 999 {
+			status = own.Status
+		}
+		a.refuse(status, engine.RejectAuth, err.Error())
+		return false
+	}
+	a.id = id.kept()
+	if a.srv.expired(a.id) {
+		a.refuse(http.StatusUnauthorized, engine.RejectAuth, "what you identify with has expired")
+		return false
+	}
+	if a.id.user != "" {
+		if err := wire.CheckUser(a.id.user); err != nil {
+			a.refuse(http.StatusForbidden, engine.RejectAuth, err.Message)
+			return false
+		}
+	}
+	return true
+}
+
+// authJob is the admission of a connection that Serve accepted.
+type authJob struct {
+	admission
+	head  []byte
+	reply engine.Handshake
 }
 
 // Run implements engine.Job.
 func (j *authJob) Run() {
-	cfg := &j.srv.cfg
-	if cfg.Auth != nil && !j.authenticate() {
-		return
-	}
-	j.conn.user = j.query.user
-	if j.query.user != "" {
-		if err := wire.CheckUser(j.query.user); err != nil {
-			j.refuse(http.StatusForbidden, engine.RejectAuth, err.Message)
+	var r *http.Request
+	if j.srv.cfg.Auth != nil {
+		var err error
+		if r, err = http.ReadRequest(bufio.NewReader(bytes.NewReader(j.head))); err != nil {
+			j.refuse(http.StatusBadRequest, engine.RejectHead, "malformed request head")
 			return
 		}
+		r.RemoteAddr = j.conn.peer.String()
 	}
-	if cfg.Allow == nil {
-		return
-	}
-	for _, topic := range j.query.topics {
-		if err := cfg.Allow(j.conn, ActionSubscribe, topic); err != nil {
-			j.refuse(http.StatusForbidden, engine.RejectForbidden, fmt.Sprintf("topic %q: %v", topic, err))
-			return
-		}
-	}
-}
-
-// authenticate asks Auth for the user and reports whether there is one to go on
-// with.
-func (j *authJob) authenticate() bool {
-	req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(j.head)))
-	if err != nil {
-		j.refuse(http.StatusBadRequest, engine.RejectHead, "malformed request head")
-		return false
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), j.srv.cfg.AuthTimeout)
-	defer cancel()
-	req.RemoteAddr = j.peer
-	j.query.user, err = j.srv.cfg.Auth(req.WithContext(ctx))
-	if err == nil {
-		return true
-	}
-	j.srv.log.Info("a client was refused by Auth", "error", err)
-	status := http.StatusUnauthorized
-	var own *HTTPError
-	if errors.As(err, &own) {
-		status = own.Status
-	}
-	j.refuse(status, engine.RejectAuth, err.Error())
-	return false
+	j.decide(r)
 }
 
 // Done implements engine.Job.
@@ -231,7 +268,7 @@ func (j *authJob) Done(t *engine.Turn, c *engine.Conn) {
 		t.Refuse(c, j.status, j.reason, j.text)
 		return
 	}
-	j.srv.open(t, c, &j.reply, j.query)
+	j.srv.open(t, c, &j.reply, j.query, j.id)
 }
 
 // Serve accepts connections on ln until [Server.Shutdown] and then returns an
@@ -246,23 +283,43 @@ func (srv *Server) Serve(ln net.Listener) error {
 	return fmt.Errorf("serve %s: %w", ln.Addr(), err)
 }
 
-// ServeHTTP takes over the connection of an upgrade request from net/http,
-// before anything has been answered; from then on it is like one that Serve
-// accepted. It needs HTTP/1.1 over plain TCP.
+// ServeHTTP upgrades a request that an http.Server has read, and takes over its
+// connection; from then on it is like one that Serve accepted. Every answer goes
+// through rw, the 101 too, so a middleware sees its status and can add headers.
+// It needs HTTP/1.1 over plain TCP, and waits for Config.Auth.
 func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	if srv.engine.Draining() {
-		http.Error(rw, engine.TextDraining, http.StatusServiceUnavailable)
-		return
-	}
 	if r.TLS != nil {
 		http.Error(rw, "TLS connections cannot be taken over; let a proxy end TLS", http.StatusNotImplemented)
 		return
 	}
-	conn, buf, err := http.NewResponseController(rw).Hijack()
-	if err != nil {
-		http.Error(rw, "this connection cannot be upgraded: "+err.Error(), http.StatusHTTPVersionNotSupported)
+	g := srv.engine.Admit(rw, r)
+	if g == nil {
 		return
 	}
-	early, _ := buf.Peek(buf.Reader.Buffered())
-	_ = srv.engine.Adopt(conn, append(engine.RebuildHead(r, srv.cfg.Path), early...), nil) // it has answered and counted
+	defer g.Leave() // should rw panic
+	q, bad := srv.readQuery(&shardData{}, g.Query)
+	if bad != "" {
+		g.Refuse(http.StatusBadRequest, engine.RejectHead, bad)
+		return
+	}
+	a := &admission{srv: srv, conn: Conn{srv: srv}, query: q, id: identity{user: q.user}}
+	if srv.asks(&q) {
+		a.conn.peer, _ = netip.ParseAddrPort(r.RemoteAddr)
+		if !g.Run(func() { a.decide(r) }) {
+			return
+		}
+	}
+	if a.status != 0 {
+		g.Refuse(a.status, a.reason, a.text)
+		return
+	}
+	g.Enter(entrance{a})
+}
+
+// entrance is an admission to a connection that came by ServeHTTP.
+type entrance struct{ a *admission }
+
+// Do implements engine.Task.
+func (e entrance) Do(t *engine.Turn, c *engine.Conn) {
+	e.a.srv.open(t, c, nil, e.a.query, e.a.id)
 }

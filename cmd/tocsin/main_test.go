@@ -431,6 +431,25 @@ func TestTokensLetIn(t *testing.T) {
 	}
 }
 
+// TestTokenRunsOut: the connection is closed with 3005 when its token would not
+// be taken any more (docs/faults.md A12).
+func TestTokenRunsOut(t *testing.T) {
+	keys := keyring{APIKey: []string{"0123456789abcdef0123456789abcdef"}}
+	p := serve(t, "--api-key", keys.APIKey[0])
+	token, err := keys.sign("42", 2*time.Second-leeway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, p.ws+"?token="+token)
+	if w := c.next(t).Welcome; w == nil || w.User != "42" {
+		t.Fatalf("welcomed with %+v", w)
+	}
+	var closed wsutil.ClosedError
+	if _, err := wsutil.ReadServerText(c.ReadWriter); !errors.As(err, &closed) || wire.CloseCode(closed.Code) != wire.CloseExpired {
+		t.Errorf("closed with %v, want 3005", err)
+	}
+}
+
 // TestDrain: clients are told goodbye and the process ends with 0.
 func TestDrain(t *testing.T) {
 	p := serve(t, "--dev", "--drain=100ms", "--return-window=2m")

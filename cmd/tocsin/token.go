@@ -11,6 +11,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"github.com/tocsin-push/tocsin/server"
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -55,7 +56,7 @@ var (
 
 // authenticate is the server's Config.Auth. Any goroutine calls it; it does
 // not block.
-func (k *keyring) authenticate(r *http.Request) (user string, err error) {
+func (k *keyring) authenticate(r *http.Request) (server.Identity, error) {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") {
 		token = r.URL.Query().Get("token")
@@ -63,14 +64,16 @@ func (k *keyring) authenticate(r *http.Request) (user string, err error) {
 	return k.verify(strings.TrimSpace(token))
 }
 
-func (k *keyring) verify(token string) (user string, err error) {
+// verify returns who a token is for. A connection ends when its token would no
+// longer be taken.
+func (k *keyring) verify(token string) (who server.Identity, err error) {
 	switch {
 	case token == "":
-		return "", errNoToken
+		return who, errNoToken
 	case len(token) > maxToken:
-		return "", errLongToken
+		return who, errLongToken
 	case strings.ContainsAny(token, "\r\n"):
-		return "", errBadToken // encoding/base64 would skip them
+		return who, errBadToken // encoding/base64 would skip them
 	}
 	var keys jwt.VerificationKeySet
 	for _, key := range k.APIKey {
@@ -88,18 +91,18 @@ func (k *keyring) verify(token string) (user string, err error) {
 		jwt.WithLeeway(leeway), jwt.WithStrictDecoding())
 	switch {
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
-		return "", errUnsigned
+		return who, errUnsigned
 	case errors.Is(err, jwt.ErrTokenExpired):
-		return "", errExpired
+		return who, errExpired
 	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing):
-		return "", errNoExpiry
+		return who, errNoExpiry
 	case err != nil, claims.Subject == "":
-		return "", errBadToken
+		return who, errBadToken
 	}
 	if bad := wire.CheckUser(claims.Subject); bad != nil {
-		return "", errors.New("the token's sub: " + bad.Message)
+		return who, errors.New("the token's sub: " + bad.Message)
 	}
-	return claims.Subject, nil
+	return server.Identity{User: claims.Subject, Expires: claims.ExpiresAt.Add(leeway)}, nil
 }
 
 // claims are those of a token that count here. Their names are read in their

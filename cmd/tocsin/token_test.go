@@ -55,16 +55,25 @@ func TestTokens(t *testing.T) {
 		{"none at all", "", errNoToken},
 		{"long", good + strings.Repeat("A", maxToken), errLongToken},
 	} {
-		user, err := testKeys.verify(c.token)
-		if !errors.Is(err, c.want) || (c.want == nil) != (user == "42") {
-			t.Errorf("%s: user %q, %v, want %v", c.name, user, err, c.want)
+		who, err := testKeys.verify(c.token)
+		if !errors.Is(err, c.want) || (c.want == nil) != (who.User == "42") {
+			t.Errorf("%s: %+v, %v, want %v", c.name, who, err, c.want)
 		}
 	}
 	for _, sub := range []string{"a b", "a\n", strings.Repeat("a", 256)} {
 		token := signed(t, jwt.SigningMethodHS256, first, jwt.MapClaims{"sub": sub, "exp": in(time.Hour)})
-		if user, err := testKeys.verify(token); err == nil || user != "" {
-			t.Errorf("sub %q is user %q", sub, user)
+		if who, err := testKeys.verify(token); err == nil || who.User != "" {
+			t.Errorf("sub %q is user %q", sub, who.User)
 		}
+	}
+}
+
+// A connection lasts as long as its token is taken, leeway and all.
+func TestTokenExpiryIsTheConnections(t *testing.T) {
+	exp := time.Now().Add(time.Hour).Truncate(time.Second)
+	token := signed(t, jwt.SigningMethodHS256, []byte(testKeys.APIKey[0]), jwt.MapClaims{"sub": "42", "exp": exp.Unix()})
+	if who, err := testKeys.verify(token); err != nil || !who.Expires.Equal(exp.Add(leeway)) {
+		t.Errorf("%+v, %v, want %s and the leeway", who, err, exp)
 	}
 }
 
@@ -159,8 +168,8 @@ func TestHostileTokensAreRefused(t *testing.T) {
 		"SUB":                     forged(head, `{"SUB":"42","exp":`+far+`}`),
 	}
 	for name, token := range tokens {
-		if user, err := testKeys.verify(token); err == nil || user != "" {
-			t.Errorf("%s: user %q, %v", name, user, err)
+		if who, err := testKeys.verify(token); err == nil || who.User != "" {
+			t.Errorf("%s: user %q, %v", name, who.User, err)
 		}
 	}
 	for name, token := range map[string]string{
@@ -172,8 +181,8 @@ func TestHostileTokensAreRefused(t *testing.T) {
 		"other claims":            forged(head, `{"sub":"42","exp":`+far+`,"aud":5,"iss":{},"iat":"x"}`),
 		"other header fields":     forged(`{"alg":"HS256","kid":"../../etc/passwd","jku":"http://127.0.0.1:1/"}`, body),
 	} {
-		if user, err := testKeys.verify(token); err != nil || user != "42" {
-			t.Errorf("%s: user %q, %v", name, user, err)
+		if who, err := testKeys.verify(token); err != nil || who.User != "42" {
+			t.Errorf("%s: user %q, %v", name, who.User, err)
 		}
 	}
 }
@@ -213,8 +222,8 @@ func TestWhereTokensAreGiven(t *testing.T) {
 		if c.header != "" {
 			r.Header.Set("Authorization", c.header)
 		}
-		if user, err := testKeys.authenticate(r); (err == nil) != c.ok || c.ok != (user == "42") {
-			t.Errorf("%s, %s: user %q, %v", c.query, c.header, user, err)
+		if who, err := testKeys.authenticate(r); (err == nil) != c.ok || c.ok != (who.User == "42") {
+			t.Errorf("%s, %s: user %q, %v", c.query, c.header, who.User, err)
 		} else if err != nil && strings.Contains(err.Error(), token[:20]) {
 			t.Errorf("the error repeats the token: %v", err)
 		}
@@ -233,10 +242,11 @@ func FuzzToken(f *testing.F) {
 	f.Add("eyJhbGciOiJub25lIn0.eyJzdWIiOiI0MiIsImV4cCI6OTk5OTk5OTk5OX0.")
 	f.Add("..")
 	f.Fuzz(func(t *testing.T, token string) {
-		user, err := testKeys.verify(token)
+		who, err := testKeys.verify(token)
 		if err != nil {
 			return
 		}
+		user := who.User
 		at := strings.LastIndexByte(token, '.')
 		given, err := base64.RawURLEncoding.DecodeString(token[at+1:])
 		if err != nil || user == "" {

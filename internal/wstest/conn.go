@@ -265,6 +265,18 @@ func (c *Conn) HalfClose() {
 	}
 }
 
+// Reset drops the connection with a reset, which the server notices at once.
+func (c *Conn) Reset() {
+	c.t.Helper()
+	if err := c.nc.SetLinger(0); err != nil {
+		c.t.Fatal(err)
+	}
+	c.Drop()
+}
+
+// LocalAddr returns the address by which the server knows the client.
+func (c *Conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
+
 // Drop closes the socket without a Close frame; again does nothing. What is
 // left of c can be collected before the test ends.
 func (c *Conn) Drop() {

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"fmt"
 	"net"
 	"net/http"
 	"syscall"
@@ -48,7 +47,7 @@ func (e *Engine) Serve(ln net.Listener) error {
 		return err
 	}
 	l := &listener{e: e, ln: ln, fd: fd, reserve: e.kernel.Reserve(), ended: make(chan struct{})}
-	if err := l.begin(); err != nil || l.closed {
+	if watched, err := l.begin(); !watched {
 		e.kernel.Close(fd)
 		e.kernel.Close(l.reserve)
 		return err
@@ -57,21 +56,19 @@ func (e *Engine) Serve(ln net.Listener) error {
 	return nil
 }
 
-// begin has the listener watched, unless the engine is draining: then it is
-// closed.
-func (l *listener) begin() error {
+// begin has the listener watched, unless the engine is draining.
+func (l *listener) begin() (watched bool, err error) {
 	e := l.e
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.drain.on.Load() {
-		l.closed = true
-		return nil
+		return false, nil
 	}
 	if err := e.runner.Watch(l.fd, l.accept); err != nil {
-		return err
+		return false, err
 	}
 	e.listeners = append(e.listeners, l)
-	return nil
+	return true, nil
 }
 
 // close stops accepting. The poller no longer watches the listener, and the
@@ -215,8 +212,9 @@ func (e *Engine) admit(fds []int) {
 	}
 }
 
-// attach begins a connection: its slot, its place in the epoll set.
-func (t *Turn) attach(fd int, early *adoption) {
+// attach begins a connection: its slot, its place in the epoll set. It returns
+// nil if there is none.
+func (t *Turn) attach(fd int) *Conn {
 	s := t.shard
 	local := localIndex(fd, len(t.e.shards))
 	for local/pageSize >= len(s.pages) {
@@ -239,55 +237,7 @@ func (t *Turn) attach(fd int, early *adoption) {
 	if errno := s.set.Add(fd, uint64(c.Ref())); errno != 0 {
 		t.e.log.Error("cannot watch a connection; is fs.epoll.max_user_watches too low?", "error", errno)
 		t.lose(c)
-		return
+		return nil
 	}
-	if early != nil {
-		t.extraOf(c).via = early.via
-		t.takeHead(c, early.head)
-	}
+	return c
 }
-
-// ErrFull and ErrDraining are why a connection is not adopted.
-var (
-	ErrFull     = fmt.Errorf("server: %s", TextFull)
-	ErrDraining = fmt.Errorf("server: %s", TextDraining)
-)
-
-// Adopt takes over a connection of which head was read already; from then on it
-// is like one that Serve accepted. It owns conn, whether it fails or not. via
-// is kept as Request.Via.
-func (e *Engine) Adopt(conn net.Conn, head []byte, via any) error {
-	over := e.conns.Add(1) > int64(e.capacity)
-	if over || e.drain.on.Load() { // from here on Shutdown waits for this connection
-		defer e.gone()
-		why, text, err := RejectLimit, TextFull, ErrFull
-		if !over {
-			why, text, err = RejectShutdown, TextDraining, ErrDraining
-		}
-		_, _ = conn.Write(e.appendRefusal(nil, http.StatusServiceUnavailable, text))
-		conn.Close()
-		e.counts.rejects.add(why, 1)
-		return err
-	}
-	fd, err := e.kernel.TakeConn(conn, e.cfg.userTimeout())
-	if err != nil {
-		e.gone()
-		e.log.Error("cannot take over a connection from net/http", "error", err)
-		return err
-	}
-	e.counts.accepted.Add(1)
-	e.counts.handshaking.Add(1)
-	s := e.shards[shardOf(fd, len(e.shards))]
-	s.leave(item{kind: itemShard, task: &adoption{fd, head, via}})
-	return nil
-}
-
-// adoption is a connection that was accepted elsewhere.
-type adoption struct {
-	fd   int
-	head []byte
-	via  any
-}
-
-// Do implements Task.
-func (a *adoption) Do(t *Turn, _ *Conn) { t.attach(a.fd, a) }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -26,8 +27,12 @@ type Call struct {
 	ref   Ref
 	job   Job
 
-	panicked bool // set before the turn is told
+	panicked bool // set before the turn or the guest is told
 	stale    bool // owned by the turn: of a handshake that has ended
+
+	// Of a guest, who is no connection yet; static.
+	guest    context.Context // ends when nobody waits any more
+	returned chan struct{}   // closed when the job has run
 
 	mu   lockorder.Mutex[lockorder.Leaf]
 	ran  bool
@@ -87,7 +92,7 @@ func (t *Turn) retryCalls() {
 func (t *Turn) dropStaleCalls() {
 	s := t.shard
 	n := len(s.waiting)
-	s.waiting = slices.DeleteFunc(s.waiting, func(call *Call) bool { return call.stale })
+	s.waiting = slices.DeleteFunc(s.waiting, func(call *Call) bool { return call.stale || call.guest != nil && call.guest.Err() != nil })
 	t.waitedFor(n - len(s.waiting))
 }
 
@@ -110,6 +115,10 @@ func (e *Engine) runCall(call *Call) {
 		e.protect(last)
 	}
 	e.counts.call.Observe(e.kernel.Now() - start)
+	if call.guest != nil {
+		close(call.returned)
+		return
+	}
 	e.Post(call.ref, call)
 }
 
@@ -135,7 +144,7 @@ func (c *Call) Do(t *Turn, conn *Conn) {
 	conn.flags &^= flagCall
 	switch {
 	case c.panicked && conn.state == stateAuth:
-		t.refuse(conn, &refusal{500, RejectAuth, "authentication failed"})
+		t.refuse(conn, authFailed())
 	case c.panicked:
 		t.shut(conn, End{Code: wire.CloseInternal, By: ByServer, Reason: "a hook failed"})
 	default:

@@ -71,7 +71,7 @@ func (t *Turn) refuse(c *Conn, no *refusal) {
 	t.become(c, stateClosing)
 	c.flags = c.flags&^flagCall | flagDeaf
 	if x := c.ext; x != nil {
-		x.head, x.in, x.rest, x.call, x.via = headBuf{}, wire.Reader{}, nil, nil, nil
+		x.head, x.in, x.rest, x.call = headBuf{}, wire.Reader{}, nil, nil
 	}
 	t.out = t.e.appendRefusal(t.out[:0], no.status, no.text)
 	t.flushReplies(c)

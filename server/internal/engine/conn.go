@@ -63,12 +63,11 @@ type extra struct {
 	out   outbox
 	rest  []byte // received behind what a call is busy with
 	call  *Call  // the one that flagCall is about
-	via   any    // how it came to the engine, until it is upgraded; see Engine.Adopt
 }
 
 // idle reports whether nothing is left that needs x.
 func (x *extra) idle() bool {
-	return len(x.head.buf) == 0 && x.in.Empty() && x.out.empty() && len(x.rest) == 0 && x.call == nil && x.via == nil
+	return len(x.head.buf) == 0 && x.in.Empty() && x.out.empty() && len(x.rest) == 0 && x.call == nil
 }
 
 // extraOf returns c's extra, which it makes if there is none.

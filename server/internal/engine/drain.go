@@ -14,6 +14,7 @@ import (
 type drain struct {
 	on     atomic.Bool
 	atOnce atomic.Bool
+	cut    chan struct{} // closed with atOnce
 	empty  chan struct{} // gets a token when the last connection or waiting call goes
 
 	// Set before shards are told.
@@ -42,6 +43,7 @@ func (e *Engine) Shutdown(ctx context.Context) (err error) {
 	if !e.waitFor(ctx, func() bool { return e.conns.Load() == 0 && e.counts.waitingCalls.Load() == 0 }) {
 		err = fmt.Errorf("drain: %d connections were closed at once: %w", e.conns.Load(), ctx.Err())
 		e.drain.atOnce.Store(true)
+		close(e.drain.cut)
 		e.tellShards()
 		e.waitFor(context.Background(), func() bool { return e.conns.Load() == 0 })
 	}

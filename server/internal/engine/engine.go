@@ -42,6 +42,9 @@ type App interface {
 	// Closed is called once for every connection that was upgraded, when it
 	// stops being open. It takes the connection out of every [Group].
 	Closed(t *Turn, c *Conn, end End)
+	// Sweep is called twice a second for every shard that has connections, also
+	// on a busy server.
+	Sweep(t *Turn)
 }
 
 // Task is something to do for a connection in its shard's turn; see
@@ -91,7 +94,7 @@ func New(cfg Config, app App) (*Engine, error) {
 		op, payload := codec.Ping()
 		e.pings[i] = wire.AppendFrame(nil, op, payload)
 	}
-	e.drain.empty = make(chan struct{}, 1)
+	e.drain.empty, e.drain.cut = make(chan struct{}, 1), make(chan struct{})
 	var err error
 	if e.capacity, err = e.kernel.Capacity(cfg.MaxConnections, cfg.Shards); err != nil {
 		return nil, err
@@ -186,6 +189,9 @@ func (e *Engine) Capacity() int { return e.capacity }
 
 // Now returns the kernel's monotonic clock.
 func (e *Engine) Now() time.Duration { return e.kernel.Now() }
+
+// Date returns the time of the day.
+func (e *Engine) Date() time.Time { return e.kernel.Date() }
 
 // After has the kernel's clock call f in a goroutine of its own once d has
 // passed, unless stop is called before; stop reports whether it was.

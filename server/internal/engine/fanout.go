@@ -15,6 +15,15 @@ func (g *Group) Add(t *Turn, c *Conn) { g.set.add(t.shard.local(c)) }
 // Remove takes c out.
 func (g *Group) Remove(t *Turn, c *Conn) { g.set.remove(t.shard.local(c)) }
 
+// Next returns the first member at place i or behind it, see [Turn.Index], or
+// nil.
+func (g *Group) Next(t *Turn, i int) *Conn {
+	if i = g.set.next(i); i < 0 {
+		return nil
+	}
+	return t.shard.at(i)
+}
+
 // walk is a queue of parcels on their way through the members of a group, in
 // ascending order of descriptors (the kernel is a fifth dearer in random
 // order). It goes in slices, so that reads, pings and other groups keep their

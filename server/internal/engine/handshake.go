@@ -68,11 +68,14 @@ func (t *Turn) answer(c *Conn, head, early []byte) {
 		t.refuse(c, bad)
 		return
 	}
-	if c.ext != nil {
-		r.Via, c.ext.via = c.ext.via, nil
-	}
 	t.become(c, stateAuth)
 	t.app.Request(t, c, &r)
+	t.start(c, early)
+}
+
+// start goes on with a connection whose upgrade was decided on, or will be by a
+// call: early is what came behind the request.
+func (t *Turn) start(c *Conn, early []byte) {
 	t.flushReplies(c)
 	switch {
 	case len(early) == 0 || c.state != stateAuth && c.state != stateOpen:
@@ -97,9 +100,13 @@ func looksLikeFrame(b []byte) bool {
 }
 
 // Upgrade makes c an open connection that speaks a codec of Config.Codecs. The
-// answer 101 is sent together with what is replied next.
+// answer 101 is sent together with what is replied next, unless h is nil: that
+// of a [Guest] was sent before.
 func (t *Turn) Upgrade(c *Conn, h *Handshake, codec int) {
-	t.out = appendUpgrade(t.out[:0], h)
+	t.out = t.out[:0]
+	if h != nil {
+		t.out = appendUpgrade(t.out, h)
+	}
 	t.counts.handshaking.Add(-1)
 	t.counts.opened.Add(1)
 	t.become(c, stateOpen)
@@ -114,16 +121,21 @@ func (t *Turn) Peer(c *Conn) netip.AddrPort { return t.kernel.Peer(int(c.fd)) }
 // appendUpgrade appends the answer to a request that was checked: RFC 6455
 // section 4.2.2.
 func appendUpgrade(dst []byte, h *Handshake) []byte {
-	const guid = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-	var proof [len(h.key) + len(guid)]byte
-	copy(proof[copy(proof[:], h.key[:]):], guid)
-	sum := sha1.Sum(proof[:])
 	dst = append(dst, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
-	dst = base64.StdEncoding.AppendEncode(dst, sum[:])
+	dst = h.appendAccept(dst)
 	if h.Subprotocol != "" {
 		dst = append(append(dst, "\r\nSec-WebSocket-Protocol: "...), h.Subprotocol...)
 	}
 	return append(dst, "\r\n\r\n"...)
+}
+
+// appendAccept appends the value of Sec-WebSocket-Accept.
+func (h *Handshake) appendAccept(dst []byte) []byte {
+	const guid = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+	var proof [len(h.key) + len(guid)]byte
+	copy(proof[copy(proof[:], h.key[:]):], guid)
+	sum := sha1.Sum(proof[:])
+	return base64.StdEncoding.AppendEncode(dst, sum[:])
 }
 
 // appendRefusal appends a whole HTTP response that ends the connection. An
@@ -143,10 +155,13 @@ func (e *Engine) appendRefusal(dst []byte, status int, text string) []byte {
 	case http.StatusMethodNotAllowed:
 		dst = append(dst, "Allow: GET\r\n"...)
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
-		dst = append(strconv.AppendUint(append(dst, "Retry-After: "...), 1+e.random()%30, 10), "\r\n"...)
+		dst = append(strconv.AppendUint(append(dst, "Retry-After: "...), e.retryAfter(), 10), "\r\n"...)
 	}
 	return append(append(dst, "\r\n"...), text...)
 }
+
+// retryAfter returns after how many seconds who is refused may come again.
+func (e *Engine) retryAfter() uint64 { return 1 + e.random()%30 }
 
 // random returns a number by chance.
 func (e *Engine) random() uint64 {

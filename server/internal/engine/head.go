@@ -71,12 +71,17 @@ func shuttingDown() *refusal {
 	return &refusal{503, RejectShutdown, TextDraining}
 }
 
+func authLate() *refusal {
+	return &refusal{503, RejectTimeout, "authentication took too long"}
+}
+
+func authFailed() *refusal { return &refusal{500, RejectAuth, "authentication failed"} }
+
 // Request is a checked upgrade request. It and what it points to live until
 // [App.Request] returns.
 type Request struct {
 	Head      []byte // all of it, with the blank line
 	Query     []byte
-	Via       any // what [Engine.Adopt] was given; else nil
 	Handshake Handshake
 
 	path      []byte   // as it came, with its escapes

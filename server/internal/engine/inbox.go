@@ -23,6 +23,7 @@ const (
 	itemAll                    // parcel for every open connection
 	itemBehind                 // task for ref, behind what is on its way to group
 	itemTask                   // task for ref
+	itemAsk                    // task for ref, or without it if that has ended
 	itemShard                  // task for the shard itself
 )
 
@@ -92,6 +93,17 @@ func (e *Engine) SendAll(p *Parcel) {
 // keeps its place among what is sent.
 func (e *Engine) Post(r Ref, task Task) {
 	e.shardOf(r).leave(item{kind: itemTask, ref: r, task: task})
+}
+
+// Ask is Post of a task that is done in any case: without a connection if r has
+// ended. Nothing is done any more once the engine has stopped.
+func (e *Engine) Ask(r Ref, task Task) {
+	e.shardOf(r).leave(item{kind: itemAsk, ref: r, task: task})
+}
+
+// AskShard has task done, without a connection, in the turn of a shard.
+func (e *Engine) AskShard(shard int, task Task) {
+	e.shards[shard].leave(item{kind: itemShard, task: task})
 }
 
 // Behind is Post of a task that waits until what was sent to g before has left

@@ -3,7 +3,6 @@ package engine
 import (
 	"bytes"
 	"encoding/base64"
-	"fmt"
 	"io"
 	"log"
 	"math/rand/v2"
@@ -78,15 +77,16 @@ func (j *judges) serve(rw http.ResponseWriter, r *http.Request) {
 			if conn, err := coder.Accept(rw, r, &coder.AcceptOptions{InsecureSkipVerify: true, Subprotocols: []string{"tocsin.v1"}}); err == nil {
 				_ = conn.CloseNow()
 			}
-		case judgeServeHTTP: // as Server.ServeHTTP does, without a descriptor
-			head := RebuildHead(r, "/ws")
+		case judgeServeHTTP: // as Admit and Enter do, without a descriptor
+			if upgrades(RebuildHead(r, "/ws")) {
+				rw.WriteHeader(http.StatusSwitchingProtocols)
+			}
 			conn, buf, err := http.NewResponseController(rw).Hijack()
 			if err != nil {
 				return
 			}
-			early, _ := buf.Peek(buf.Reader.Buffered())
-			if upgrades(append(head, early...)) {
-				fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\n\r\n")
+			if early, _ := buf.Peek(buf.Reader.Buffered()); !looksLikeFrame(early) {
+				_, _ = conn.Write([]byte(notFrames)) // which are closed with 1002
 			}
 			conn.Close()
 		}
@@ -105,6 +105,10 @@ func upgrades(request []byte) bool {
 	return bad == nil && looksLikeFrame(request[end:])
 }
 
+// notFrames is what a judge writes who upgrades a request before it has seen that
+// what is behind it is not frames.
+const notFrames = "not frames"
+
 // verdict says whether judge upgrades request.
 func (j *judges) verdict(t testing.TB, judge, request string) bool {
 	if judge == judgeServe {
@@ -119,7 +123,7 @@ func (j *judges) verdict(t testing.TB, judge, request string) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return bytes.HasPrefix(c.out.Bytes(), []byte("HTTP/1.1 101 "))
+	return bytes.HasPrefix(c.out.Bytes(), []byte("HTTP/1.1 101 ")) && !bytes.HasSuffix(c.out.Bytes(), []byte(notFrames))
 }
 
 // recorded is a connection on which a whole request has arrived. It is its own

@@ -73,6 +73,13 @@ func (s *shard) lookup(r Ref) *Conn {
 	return nil
 }
 
+// Has reports whether r, a connection of this shard, has not ended.
+func (t *Turn) Has(r Ref) bool {
+	local := localIndex(r.fd(), len(t.e.shards))
+	c := t.shard.at(local)
+	return c.gen == r.gen() && c.state != stateFree && c.state != stateDead
+}
+
 // wake makes sure that the shard gets a turn after this call. Any goroutine
 // may call it.
 func (s *shard) wake() {

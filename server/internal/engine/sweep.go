@@ -152,6 +152,7 @@ func (t *Turn) sweep() {
 		}
 		t.reap()
 	}
+	t.app.Sweep(t)
 	t.dropStaleCalls()
 	s.everyTick.Store(len(s.waiting) > 0 || s.paced > 0 || s.drain.active)
 }
@@ -230,7 +231,7 @@ func (t *Turn) overdueStill(c *Conn) lateness {
 	case lateHead:
 		t.expire(c, &refusal{http.StatusRequestTimeout, RejectTimeout, "the request head took too long"})
 	case lateAuth:
-		t.expire(c, &refusal{http.StatusServiceUnavailable, RejectTimeout, "authentication took too long"})
+		t.expire(c, authLate())
 	case lateMessage:
 		t.shut(c, End{Code: wire.ClosePolicy, By: ByServer, Reason: "a message took too long"})
 	case lateWrite:

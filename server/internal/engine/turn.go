@@ -221,7 +221,7 @@ func (t *Turn) takeInbox() (more bool) {
 		s.items, accepted = s.inbox.swap(s.items[:0], s.spareAccepted)
 		s.done, s.spareAccepted = 0, nil
 		for _, fd := range accepted { // first, so that a drain finds them
-			t.attach(int(fd), nil)
+			t.attach(int(fd))
 			t.reap()
 		}
 		if cap(accepted) <= keepInbox {
@@ -260,6 +260,8 @@ func (t *Turn) do(it *item) {
 		if c := t.shard.lookup(it.ref); c != nil {
 			it.task.Do(t, c)
 		}
+	case itemAsk:
+		it.task.Do(t, t.shard.lookup(it.ref))
 	case itemShard:
 		it.task.Do(t, nil)
 	}

@@ -1,0 +1,216 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+)
+
+// Guest is an upgrade request that an http.Server has read. It counts as a
+// connection that is handshaking until it is refused or has come in. Whatever
+// is answered goes through the http.ResponseWriter, where a middleware sees it.
+// It is used by the goroutine of the request.
+type Guest struct {
+	e    *Engine
+	rw   http.ResponseWriter
+	r    *http.Request
+	gone bool // refused, or come in
+
+	Handshake Handshake
+	Query     []byte
+}
+
+// Admit checks r as strictly as any other request, but for its path, and whether
+// there is room for it. If not it answers and returns nil. The caller ends the guest: by [Guest.Refuse], [Guest.Run] that
+// returns false, [Guest.Enter] or [Guest.Leave].
+func (e *Engine) Admit(rw http.ResponseWriter, r *http.Request) *Guest {
+	g := &Guest{e: e, rw: rw, r: r}
+	over := e.conns.Add(1) > int64(e.capacity) // from here on Shutdown waits for it
+	e.counts.handshaking.Add(1)
+	var request Request
+	var scan headScan
+	head := RebuildHead(r, e.cfg.Path)
+	_, bad := scan.find(head)
+	if bad == nil {
+		request, bad = parseHead(head, e.cfg.Path, e.cfg.Subprotocols)
+	}
+	switch {
+	case e.drain.on.Load():
+		bad = shuttingDown()
+	case over:
+		bad = &refusal{http.StatusServiceUnavailable, RejectLimit, TextFull}
+	case bad == nil && !canHijack(rw):
+		bad = &refusal{http.StatusHTTPVersionNotSupported, RejectHead, "this connection cannot be upgraded: it is not HTTP/1.1, or something in front hides it"}
+	}
+	if bad != nil {
+		g.refuse(bad)
+		return nil
+	}
+	e.counts.accepted.Add(1)
+	g.Handshake, g.Query = request.Handshake, request.Query
+	return g
+}
+
+// canHijack reports whether [http.ResponseController] finds an http.Hijacker.
+func canHijack(rw http.ResponseWriter) bool {
+	for {
+		switch w := rw.(type) {
+		case http.Hijacker:
+			return true
+		case interface{ Unwrap() http.ResponseWriter }:
+			rw = w.Unwrap()
+		default:
+			return false
+		}
+	}
+}
+
+// Refuse answers with something else than 101: status, and text as the body.
+// reason is what it counts as.
+func (g *Guest) Refuse(status int, reason Reject, text string) {
+	g.refuse(&refusal{status, reason, text})
+}
+
+func (g *Guest) refuse(no *refusal) {
+	h := g.rw.Header()
+	h.Del("Content-Length")
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Connection", "close")
+	switch no.status {
+	case http.StatusUpgradeRequired: // who sends Upgrade names it in Connection, RFC 9110 section 7.8
+		h.Add("Connection", "Upgrade")
+		h.Set("Upgrade", "websocket")
+		h.Set("Sec-WebSocket-Version", "13")
+	case http.StatusMethodNotAllowed:
+		h.Set("Allow", http.MethodGet)
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		h.Set("Retry-After", strconv.FormatUint(g.e.retryAfter(), 10))
+	}
+	defer g.leave(no.reject)
+	g.rw.WriteHeader(no.status)
+	_, _ = fmt.Fprintln(g.rw, no.text) // an error means that nobody is there to be told
+	if g.e.debugs() {
+		g.e.cfg.Logger.Debug("refused", "peer", g.r.RemoteAddr, "status", no.status, "reason", string(no.reject), "text", no.text)
+	}
+}
+
+// Leave ends a guest that was not refused and has not come in, without an answer.
+func (g *Guest) Leave() {
+	if !g.gone {
+		g.leave(RejectGone)
+	}
+}
+
+// leave does the accounts of a guest that does not come in.
+func (g *Guest) leave(reason Reject) {
+	g.gone = true
+	g.e.counts.rejects.add(reason, 1)
+	g.e.counts.handshaking.Add(-1)
+	g.e.gone()
+}
+
+// Run has the runner call job, one of Config.CallWorkers at once, and waits for
+// it. It reports false if the guest was refused instead: job has panicked, or
+// it takes longer than Config.AuthTimeout or than somebody waits for it. Then
+// it may still run.
+func (g *Guest) Run(job func()) bool {
+	e := g.e
+	ctx, cancel := context.WithTimeout(g.r.Context(), e.cfg.AuthTimeout)
+	defer cancel()
+	call := &Call{job: guestJob(job), guest: ctx, returned: make(chan struct{})}
+	// A turn submits it: that waits if there is no room.
+	e.AskShard(int(e.counts.accepted.Load()%uint64(len(e.shards))), submission{call})
+	select {
+	case <-call.returned:
+		if call.panicked {
+			g.refuse(authFailed())
+		}
+		return !call.panicked
+	case <-e.drain.cut:
+		g.refuse(shuttingDown())
+	case <-ctx.Done():
+		if g.r.Context().Err() != nil {
+			g.Refuse(http.StatusServiceUnavailable, RejectGone, "the request was given up")
+		} else {
+			g.refuse(authLate())
+		}
+	}
+	return false
+}
+
+// guestJob is a [Job] without a connection.
+type guestJob func()
+
+// Run implements Job.
+func (j guestJob) Run() { j() }
+
+// Done implements Job. It is never called.
+func (guestJob) Done(*Turn, *Conn) {}
+
+// submission is a guest's call on its way to the runner.
+type submission struct{ call *Call }
+
+// Do implements Task.
+func (s submission) Do(t *Turn, _ *Conn) {
+	s.call.shard = t.shard
+	t.submit(s.call)
+}
+
+// Enter answers 101, takes the connection from its http.Server, and has begin
+// done in the turn of its shard, which calls [Turn.Upgrade] without a Handshake.
+// If that fails it is logged, as the peer cannot be told any more.
+func (g *Guest) Enter(begin Task) {
+	e := g.e
+	if e.drain.on.Load() {
+		g.refuse(shuttingDown())
+		return
+	}
+	h := g.rw.Header()
+	h.Set("Upgrade", "websocket")
+	h.Set("Connection", "Upgrade")
+	h.Set("Sec-WebSocket-Accept", string(g.Handshake.appendAccept(nil)))
+	if g.Handshake.Subprotocol != "" {
+		h.Set("Sec-WebSocket-Protocol", g.Handshake.Subprotocol)
+	}
+	g.rw.WriteHeader(http.StatusSwitchingProtocols) // it leaves with Hijack
+	conn, buf, err := http.NewResponseController(g.rw).Hijack()
+	if err != nil {
+		e.log.Error("cannot take over a connection from net/http", "error", err)
+		return
+	}
+	early, _ := buf.Peek(buf.Reader.Buffered())
+	early = slices.Clone(early)
+	fd, err := e.kernel.TakeConn(conn, e.cfg.userTimeout())
+	if err != nil {
+		e.log.Error("cannot take over a connection from net/http", "error", err)
+		return
+	}
+	g.gone = true
+	e.AskShard(shardOf(fd, len(e.shards)), &arrival{fd, early, begin})
+}
+
+// arrival is a guest that comes in.
+type arrival struct {
+	fd    int
+	early []byte // what came behind the request
+	begin Task
+}
+
+// Do implements Task.
+func (a *arrival) Do(t *Turn, _ *Conn) {
+	c := t.attach(a.fd)
+	if c == nil {
+		return
+	}
+	t.become(c, stateAuth)
+	a.begin.Do(t, c)
+	t.start(c, a.early)
+	if t.e.drain.atOnce.Load() && c.state != stateDead { // the drain has passed
+		if c.state == stateOpen {
+			t.goodbye(c)
+		}
+		t.die(c)
+	}
+}
