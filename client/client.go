@@ -41,7 +41,8 @@ var (
 // default.
 type Options struct {
 	// OnEvent is given everything that is not a reply: messages, the welcome
-	// of each connection, and the notices gap, cancel and goodbye, in the
+	// of each connection, the notices gap, cancel and goodbye, and an OK with a
+	// topic when the server subscribed the client, in the
 	// order of the wire. One goroutine calls it, one event at a time; it may
 	// block and may call every method of c. While it blocks, 256 events wait
 	// here, then the socket is not read and the server's limits decide. While a

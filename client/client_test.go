@@ -141,6 +141,28 @@ func TestEvents(t *testing.T) {
 	})
 }
 
+// A topic that the server subscribed the client to is one of its topics: it is
+// told, and asks for it when it comes back.
+func TestServerSubscribesClient(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		_, p := s.dial("", Options{})
+		p.send(`{"ok":{"topic":"news","seq":3,"epoch":"x"}}`)
+		p.send(`{"ok":{"topic":"gone","seq":1,"epoch":"x"}}`)
+		p.send(`{"cancel":{"topic":"gone","reason":"unsubscribed"}}`)
+		p.send(`{"topic":"news","seq":4,"data":0}`)
+		for _, topic := range []string{"news", "gone"} {
+			if e := s.nextEvent(); e.OK == nil || e.OK.Topic != topic {
+				t.Errorf("got %+v, want to be told of %s", e, topic)
+			}
+		}
+		s.nextEvent()
+		s.nextEvent()
+		p.drop()
+		p, _ = s.wantDial()
+		p.wantCommand("subscribe", `{"topic":"news","after":4,"epoch":"x"}`)
+	})
+}
+
 // OnEvent may wait for a reply that stands behind more events than may wait.
 func TestOnEventMaySendCommands(t *testing.T) {
 	run(t, func(t *testing.T, s *fake) {

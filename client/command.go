@@ -143,6 +143,10 @@ func (c *Client) answer(e wire.Event) {
 	defer c.mu.Unlock()
 	cmd, ok := c.calls[e.ID]
 	if !ok {
+		if e.OK != nil && e.OK.Topic != "" && e.ID == 0 { // the server subscribed us
+			c.topics[e.OK.Topic] = wire.Position{Seq: e.OK.Seq, Epoch: e.OK.Epoch}
+			c.pushLocked(e)
+		}
 		return
 	}
 	delete(c.calls, e.ID)

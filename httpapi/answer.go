@@ -27,6 +27,7 @@ const (
 	codeMethod       code = "method_not_allowed"
 	codeBodyTimeout  code = "body_timeout"
 	codeReused       code = "reused"
+	codeTooManyTopic code = "too_many_topics"
 	codeTooBig       code = "too_big"
 	codeTooMany      code = "too_many_items"
 	codeMediaType    code = "media_type"
@@ -53,6 +54,7 @@ var refusals = []struct {
 	{codeMethod, http.StatusMethodNotAllowed, nil, ""},
 	{codeBodyTimeout, http.StatusRequestTimeout, nil, ""},
 	{codeReused, http.StatusConflict, server.ErrReused, "The idempotency_key or id came within two minutes with another message."},
+	{codeTooManyTopic, http.StatusConflict, server.ErrTooManyTopics, "At least one of the connections is subscribed to as many topics as it may, see max-topics."},
 	{codeTooBig, http.StatusRequestEntityTooLarge, server.ErrTooBig, "The field data is too big, see max-publish."},
 	{codeTooMany, http.StatusRequestEntityTooLarge, nil, ""},
 	{codeMediaType, http.StatusUnsupportedMediaType, nil, ""},

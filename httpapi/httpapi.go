@@ -1,5 +1,5 @@
 // Package httpapi is the HTTP API of a [server.Server], for backends and operators:
-// publish, push, broadcast, batch and disconnect; look-ups, metrics, health and
+// publish, push, broadcast, batch, subscribe and disconnect; look-ups, metrics, health and
 // profiles. [NewServer] returns an http.Server for it; [New] returns the handler
 // alone. It belongs on a port of its own that clients do not reach. docs/api.md
 // and openapi.yaml describe every request.
@@ -14,8 +14,10 @@ package httpapi
 import (
 	"cmp"
 	"context"
+	"iter"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -32,8 +34,12 @@ type Backend interface {
 	Broadcast(ctx context.Context, m server.Message) (server.Receipt, error)
 	Batch(ctx context.Context, items []server.BatchItem) []server.BatchResult
 	Disconnect(ctx context.Context, to server.Target, code wire.CloseCode, reason string) (int, error)
+	Subscribe(ctx context.Context, to server.Target, topic string) (int, error)
+	Unsubscribe(ctx context.Context, to server.Target, topic string) (int, error)
 	User(name string) []string
+	Topics(ctx context.Context, of server.Target) ([]string, error)
 	Topic(name string) (at server.Position, subscribers int, ok bool)
+	Subscribers(ctx context.Context, topic string) iter.Seq2[server.Subscriber, error]
 	Stats() server.Stats
 }
 
@@ -123,7 +129,7 @@ func newAPI(backend Backend, cfg Config) *api {
 // ServeHTTP implements [http.Handler].
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{api: a, w: w, r: r, control: http.NewResponseController(w), start: time.Now()}
-	x.route, x.name = a.find(r.URL.Path)
+	x.route, x.name = a.find(r.URL)
 	x.setWriteDeadline(x.start)
 	err := x.admit()
 	if err == nil {
@@ -178,15 +184,16 @@ func (x *exchange) admit() error {
 	return nil
 }
 
-// find returns the route of a path, and what stands behind its prefix. Paths
-// are not cleaned: a//b and a/../b are names of topics.
-func (a *api) find(path string) (rt *route, name string) {
-	if rt, ok := a.exact[path]; ok {
+// find returns the route of a path, and what stands behind its prefix and before
+// its suffix. Paths are not cleaned: a//b and a/../b are names of topics, and
+// a%2Fsubscribers is one too.
+func (a *api) find(u *url.URL) (rt *route, name string) {
+	if rt, ok := a.exact[u.Path]; ok {
 		return rt, ""
 	}
 	for _, rt := range a.prefixes {
-		if name, ok := strings.CutPrefix(path, rt.prefix); ok {
-			return rt, name
+		if name, ok := strings.CutPrefix(u.Path, rt.prefix); ok && strings.HasSuffix(u.EscapedPath(), rt.suffix) {
+			return rt, strings.TrimSuffix(name, rt.suffix)
 		}
 	}
 	return a.nowhere, ""

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"maps"
 	"net"
@@ -92,6 +93,34 @@ func (b *backend) User(name string) []string { return b.conns[name] }
 
 func (b *backend) Topic(name string) (server.Position, int, bool) {
 	return server.Position{Seq: 17, Epoch: "x"}, 3, name == "news/sport"
+}
+
+func (b *backend) Subscribe(_ context.Context, to server.Target, topic string) (int, error) {
+	_, err := b.called("subscribe", topic, to, server.Message{})
+	return 2, err
+}
+
+func (b *backend) Unsubscribe(_ context.Context, to server.Target, topic string) (int, error) {
+	_, err := b.called("unsubscribe", topic, to, server.Message{})
+	return 1, err
+}
+
+func (b *backend) Topics(_ context.Context, of server.Target) ([]string, error) {
+	_, err := b.called("topics", "", of, server.Message{})
+	return []string{"news", "sport"}, err
+}
+
+func (b *backend) Subscribers(_ context.Context, topic string) iter.Seq2[server.Subscriber, error] {
+	return func(yield func(server.Subscriber, error) bool) {
+		for _, s := range []server.Subscriber{{Conn: "c1", User: "ann"}, {Conn: "c2"}, {Conn: "c3", User: "bob"}} {
+			if !yield(s, nil) {
+				return
+			}
+		}
+		if _, err := b.called("subscribers", topic, server.Target{}, server.Message{}); err != nil {
+			yield(server.Subscriber{}, err)
+		}
+	}
 }
 
 func (b *backend) Stats() server.Stats { return b.stats }
@@ -704,11 +733,20 @@ func TestInformation(t *testing.T) {
 		Closes: map[server.CloseKind]uint64{{Code: 3008, By: "server"}: 4},
 	}
 	h := New(b, Config{})
-	wantBody(t, do(h, get("/api/users/4%2F2")), `{"user":"4/2","connections":["c1","c2"]}`)
+	wantBody(t, do(h, get("/api/users/4%2F2")), `{"user":"4/2","connections":["c1","c2"],"topics":["news","sport"]}`)
 	wantProblem(t, do(h, get("/api/users/43")), http.StatusNotFound)
 	wantProblem(t, do(h, get("/api/users/")), http.StatusBadRequest, "empty")
 	wantBody(t, do(h, get("/api/topics/news/sport")), `{"topic":"news/sport","seq":17,"epoch":"x","subscribers":3}`)
 	wantProblem(t, do(h, get("/api/topics/none")), http.StatusNotFound)
+	const who = `{"topic":"news/sport","total":3,"subscribers":[{"conn":"c1","user":"ann"},{"conn":"c2"}`
+	wantBody(t, do(h, get("/api/topics/news/sport/subscribers")), who+`,{"conn":"c3","user":"bob"}]}`)
+	wantBody(t, do(h, get("/api/topics/news/sport/subscribers?limit=2")), who+`]}`)
+	for _, limit := range []string{"0", "1001", "-1", "x", "1.5"} {
+		wantProblem(t, do(h, get("/api/topics/news/sport/subscribers?limit="+limit)), http.StatusBadRequest, "limit", "1000")
+	}
+	wantProblem(t, do(h, get("/api/topics/none/subscribers")), http.StatusNotFound)
+	wantProblem(t, do(h, get("/api/topics//subscribers")), http.StatusBadRequest, "empty")
+	wantProblem(t, do(h, get("/api/topics/news/sport%2Fsubscribers")), http.StatusNotFound) // a topic of that name
 	wantProblem(t, do(h, get("/api/topics/$all")), http.StatusBadRequest, "reserved")
 
 	var stats struct {
@@ -827,5 +865,36 @@ func TestAPushAllocatesLittle(t *testing.T) {
 	buf := make([]byte, 0, 512)
 	if n := testing.AllocsPerRun(100, func() { buf = r.appendTo(buf[:0]) }); n > 0 {
 		t.Errorf("%v allocations to write a receipt", n)
+	}
+}
+
+// TestSubscribe hands topic and target on, and answers how many.
+func TestSubscribe(t *testing.T) {
+	b := &backend{}
+	h := New(b, Config{})
+	wantBody(t, do(h, post("/api/subscribe", `{"user":"ann","topic":"news"}`)), `{"subscribed":2}`)
+	if b.verb != "subscribe" || b.topic != "news" || b.to != (server.Target{User: "ann"}) {
+		t.Errorf("%s %s %+v", b.verb, b.topic, b.to)
+	}
+	wantBody(t, do(h, post("/api/unsubscribe", `{"conn":"c1","topic":"news"}`)), `{"unsubscribed":1}`)
+	if b.verb != "unsubscribe" || b.topic != "news" || b.to != (server.Target{Conn: "c1"}) {
+		t.Errorf("%s %s %+v", b.verb, b.topic, b.to)
+	}
+	b.calls = 0
+	for _, path := range []string{"/api/subscribe", "/api/unsubscribe"} {
+		for body, word := range map[string]string{
+			`{"user":"ann"}`:                             "topic is missing",
+			`{"topic":"news"}`:                           "Exactly one",
+			`{"topic":"news","user":"ann","conn":"c"}`:   "Exactly one",
+			`{"topic":"$all","user":"ann"}`:              "reserved",
+			`{"topic":"news","user":"a b"}`:              "user",
+			`{"topic":"news","user":"ann","data":1}`:     "data",
+			`{"topic":"news","user":"ann","topics":[1]}`: "did you mean topic?",
+		} {
+			wantProblem(t, do(h, post(path, body)), http.StatusBadRequest, word)
+		}
+	}
+	if b.calls > 0 {
+		t.Error("the backend was called")
 	}
 }

@@ -49,10 +49,59 @@ func user(x *exchange) error {
 	if len(conns) == 0 {
 		return server.ErrNobody
 	}
+	topics, err := x.api.backend.Topics(x.r.Context(), server.Target{User: x.name})
+	if err != nil {
+		return err
+	}
 	x.answerJSON(struct {
 		User        string   `json:"user"`
 		Connections []string `json:"connections"`
-	}{x.name, conns})
+		Topics      []string `json:"topics"`
+	}{x.name, conns, topics})
+	return nil
+}
+
+// How many subscribers are listed, and how many at most.
+const (
+	someSubscribers = 100
+	mostSubscribers = 1000
+)
+
+// subscribers lists who subscribes to a topic, up to ?limit=.
+func subscribers(x *exchange) error {
+	if err := named(wire.CheckTopic(x.name)); err != nil {
+		return err
+	}
+	limit := someSubscribers
+	if given := x.r.URL.Query().Get("limit"); given != "" {
+		n, ok := number([]byte(given), mostSubscribers)
+		if !ok {
+			return refusef(codeBadRequest, "The parameter limit must be a whole number from 1 to %d.", mostSubscribers)
+		}
+		limit = int(n)
+	}
+	_, total, ok := x.api.backend.Topic(x.name)
+	if !ok {
+		return server.ErrNobody
+	}
+	type subscriber struct {
+		Conn string `json:"conn"`
+		User string `json:"user,omitempty"`
+	}
+	list := []subscriber{}
+	for s, err := range x.api.backend.Subscribers(x.r.Context(), x.name) {
+		if err != nil {
+			return err
+		}
+		if list = append(list, subscriber(s)); len(list) == limit {
+			break
+		}
+	}
+	x.answerJSON(struct {
+		Topic       string       `json:"topic"`
+		Total       int          `json:"total"`
+		Subscribers []subscriber `json:"subscribers"`
+	}{x.name, total, list})
 	return nil
 }
 

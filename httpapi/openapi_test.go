@@ -79,7 +79,7 @@ func TestOpenAPIHasTheRoutes(t *testing.T) {
 func TestOpenAPIHasTheFields(t *testing.T) {
 	d := theDocument(t)
 	for name, on := range map[string]routes{
-		"Publish": onPublish, "Push": onPush, "Broadcast": onBroadcast, "Disconnect": onDisconnect, "Item": onItem,
+		"Publish": onPublish, "Push": onPush, "Broadcast": onBroadcast, "Disconnect": onDisconnect, "Subscribe": onSubscribe, "Item": onItem,
 	} {
 		properties := d.at("components", "schemas", name, "properties")
 		for _, w := range words {
@@ -137,12 +137,19 @@ var failures = map[string][]error{
 	"/api/push":       {server.ErrNobody, server.ErrBadMessage, server.ErrTooBig, server.ErrReused, server.ErrBusy, server.ErrClosed, context.Canceled, server.ErrNoAck, errors.New("?")},
 	"/api/broadcast":  {server.ErrBadMessage, server.ErrTooBig, server.ErrReused, server.ErrBusy, server.ErrClosed, context.Canceled, errors.New("?")},
 	"/api/disconnect": {server.ErrNobody, server.ErrBadMessage, errors.New("?")},
-	"/readyz":         {server.ErrClosed},
+	"/api/subscribe": {
+		server.ErrNobody, server.ErrBadMessage, server.ErrTooManyTopics, server.ErrClosed, context.Canceled, errors.New("?"),
+	},
+	"/api/unsubscribe":               {server.ErrNobody, server.ErrBadMessage, server.ErrClosed, context.Canceled, errors.New("?")},
+	"/api/users/{name}":              {server.ErrNobody, server.ErrClosed, context.Canceled},
+	"/api/topics/{name}/subscribers": {server.ErrClosed, context.Canceled},
+	"/readyz":                        {server.ErrClosed},
 }
 
 var bodies = map[string]string{
 	"/api/publish": `{"topic":"a","data":1}`, "/api/push": `{"user":"a","data":1}`, "/api/broadcast": `{"data":1}`,
 	"/api/batch": `[{"user":"a","data":1},{"user":"a","data":1}]`, "/api/disconnect": `{"user":"a"}`,
+	"/api/subscribe": `{"user":"a","topic":"t"}`, "/api/unsubscribe": `{"conn":"c","topic":"t"}`,
 }
 
 // provoke asks a route everything that it can refuse, and returns "status
@@ -161,7 +168,8 @@ func provoke(t *testing.T, rt *route) []string {
 		}
 	}
 	path := map[string]string{
-		"/api/users/{name}": "/api/users/a", "/api/topics/{name}": "/api/topics/news/sport", "/debug/pprof/{name}": "/debug/pprof/heap",
+		"/api/users/{name}": "/api/users/a", "/api/topics/{name}": "/api/topics/news/sport",
+		"/api/topics/{name}/subscribers": "/api/topics/news/sport/subscribers", "/debug/pprof/{name}": "/debug/pprof/heap",
 		"/debug/pprof/profile": "/debug/pprof/profile?seconds=1", "/debug/pprof/trace": "/debug/pprof/trace?seconds=0.01",
 	}[rt.path]
 	if path == "" {
@@ -183,7 +191,7 @@ func provoke(t *testing.T, rt *route) []string {
 	case strings.HasPrefix(rt.path, "/api/users/"), strings.HasPrefix(rt.path, "/api/topics/"):
 		for _, name := range []string{"none", "a%20b"} {
 			q := good
-			q.path = rt.prefix + name
+			q.path = rt.prefix + name + rt.suffix
 			try(there, Config{}, q)
 		}
 	case strings.HasPrefix(rt.path, "/debug/pprof/") && rt.path != "/debug/pprof/symbol":

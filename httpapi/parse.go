@@ -32,7 +32,8 @@ const (
 	onPush
 	onBroadcast
 	onDisconnect
-	onItem // of a batch
+	onSubscribe // and unsubscribe
+	onItem      // of a batch
 
 	onMessages = onPublish | onPush | onBroadcast | onItem
 )
@@ -54,10 +55,10 @@ const (
 )
 
 var words = []word{
-	text("topic", onPublish|onItem, func(q *request) *string { return &q.topic }),
-	text("user", onPush|onDisconnect|onItem, func(q *request) *string { return &q.to.User }),
+	text("topic", onPublish|onItem|onSubscribe, func(q *request) *string { return &q.topic }),
+	text("user", onPush|onDisconnect|onItem|onSubscribe, func(q *request) *string { return &q.to.User }),
 	{"users", onItem, "a list of at least one string", func(q *request, raw []byte) bool { return setTexts(&q.users, raw) }},
-	text("conn", onPush|onDisconnect|onItem, func(q *request) *string { return &q.to.Conn }),
+	text("conn", onPush|onDisconnect|onItem|onSubscribe, func(q *request) *string { return &q.to.Conn }),
 	{"data", onMessages, "a JSON value", func(q *request, raw []byte) bool {
 		q.message.Data = raw
 		return true
@@ -235,10 +236,12 @@ func (q *request) check(on routes) error {
 	if err := q.checkAddress(on); err != nil {
 		return err
 	}
-	switch {
-	case q.topic != "":
-		return named(wire.CheckTopic(q.topic))
-	case q.to.User != "":
+	if q.topic != "" {
+		if err := named(wire.CheckTopic(q.topic)); err != nil {
+			return err
+		}
+	}
+	if q.to.User != "" {
 		return named(wire.CheckUser(q.to.User))
 	}
 	return nil
@@ -246,8 +249,11 @@ func (q *request) check(on routes) error {
 
 // checkAddress wants exactly as many addresses as the route takes.
 func (q *request) checkAddress(on routes) error {
+	if on == onSubscribe && q.topic == "" {
+		return refusef(codeBadRequest, "The field topic is missing.")
+	}
 	given := 0
-	for _, is := range []bool{q.topic != "", q.to.User != "", q.to.Conn != "", len(q.users) > 0} {
+	for _, is := range []bool{q.topic != "" && on != onSubscribe, q.to.User != "", q.to.Conn != "", len(q.users) > 0} {
 		if is {
 			given++
 		}

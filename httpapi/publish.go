@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strconv"
@@ -144,5 +145,28 @@ func disconnect(x *exchange) error {
 		return err
 	}
 	x.answer(http.StatusOK, typeJSON, append(appendInt(nil, `{"disconnected":`, n), "}\n"...))
+	return nil
+}
+
+func subscribe(x *exchange) error {
+	return x.enroll("subscribed", x.api.backend.Subscribe)
+}
+
+func unsubscribe(x *exchange) error {
+	return x.enroll("unsubscribed", x.api.backend.Unsubscribe)
+}
+
+// enroll has the backend subscribe or unsubscribe connections, and answers how
+// many.
+func (x *exchange) enroll(word string, do func(context.Context, server.Target, string) (int, error)) error {
+	q, err := x.request(onSubscribe)
+	if err != nil {
+		return err
+	}
+	n, err := do(x.r.Context(), q.to, q.topic)
+	if err != nil {
+		return err
+	}
+	x.answer(http.StatusOK, typeJSON, append(appendInt(nil, `{"`+word+`":`, n), "}\n"...))
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 
 // route is one path of the API.
 type route struct {
-	path    string // as openapi.yaml has it: {name} is all that follows
+	path    string // as openapi.yaml has it; slashes may be in {name}
 	method  string // empty: any
 	access  access
 	summary string
@@ -20,6 +20,7 @@ type route struct {
 
 	// Set by addRoutes.
 	prefix string // the path before {name}; empty if it has none
+	suffix string // and behind it
 	ok     prometheus.Observer
 }
 
@@ -42,9 +43,12 @@ func (a *api) addRoutes() {
 		{path: "/api/push", method: post, access: keyed, summary: "Send a message to the devices of a user, or to one connection", serve: push},
 		{path: "/api/broadcast", method: post, access: keyed, summary: "Send a message to every connection", serve: broadcast},
 		{path: "/api/batch", method: post, access: keyed, summary: "Publish and push many messages", serve: batch},
+		{path: "/api/subscribe", method: post, access: keyed, summary: "Subscribe the connections of a user, or one connection, to a topic", serve: subscribe},
+		{path: "/api/unsubscribe", method: post, access: keyed, summary: "End the subscriptions of a user, or of one connection, to a topic", serve: unsubscribe},
 		{path: "/api/disconnect", method: post, access: keyed, summary: "Close the connections of a user, or one connection", serve: disconnect},
 		{path: "/api/stats", method: get, access: keyed, summary: "The numbers of /metrics, as JSON", serve: stats},
-		{path: "/api/users/{name}", method: get, access: keyed, summary: "The connections of a user", serve: user},
+		{path: "/api/users/{name}", method: get, access: keyed, summary: "The connections and topics of a user", serve: user},
+		{path: "/api/topics/{name}/subscribers", method: get, access: keyed, summary: "Who subscribes to a topic", serve: subscribers},
 		{path: "/api/topics/{name}", method: get, access: keyed, summary: "Where a topic stands, and how many subscribe to it", serve: topic},
 		{path: "/api/", method: get, access: public, summary: "This list", serve: index},
 		{path: "/openapi.yaml", method: get, access: public, summary: "This API as OpenAPI 3.1", serve: openAPI},
@@ -61,8 +65,8 @@ func (a *api) addRoutes() {
 	a.nowhere = &route{path: "other", access: public, serve: notFound}
 	a.exact = make(map[string]*route)
 	for _, rt := range append(a.routes, a.nowhere) {
-		if prefix, _, ok := strings.Cut(rt.path, "{"); ok {
-			rt.prefix = prefix
+		if prefix, rest, ok := strings.Cut(rt.path, "{name}"); ok {
+			rt.prefix, rt.suffix = prefix, rest
 			a.prefixes = append(a.prefixes, rt)
 		} else {
 			a.exact[rt.path] = rt

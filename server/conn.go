@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/base64"
@@ -66,6 +67,20 @@ func (c Conn) RemoteAddr() netip.AddrPort { return c.peer }
 // Send queues one text or binary message for the connection; payload is copied.
 // It is not told whether the connection still exists.
 func (c Conn) Send(op ws.OpCode, payload []byte) { c.srv.engine.SendFrame(c.ref, op, payload) }
+
+// Subscribe subscribes the connection to a topic as [Server.Subscribe] does, and
+// waits until it has taken effect. In OnOpen, for example, it gives a connection
+// its first topics. The error wraps [ErrNobody] if the connection has ended.
+func (c Conn) Subscribe(topic string) error {
+	_, err := c.srv.Subscribe(context.Background(), Target{Conn: c.srv.ids.name(c.ref)}, topic)
+	return err
+}
+
+// Unsubscribe ends the connection's subscription to a topic, if there is one, as
+// [Server.Unsubscribe] does.
+func (c Conn) Unsubscribe(topic string) {
+	c.srv.engine.Ask(c.ref, &enrollment{srv: c.srv, topic: topic, off: true, told: c.srv.newTold(1)})
+}
 
 // Close starts the closing handshake with the given code and reason.
 func (c Conn) Close(code wire.CloseCode, reason string) { c.srv.engine.Close(c.ref, code, reason) }

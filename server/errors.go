@@ -2,7 +2,7 @@ package server
 
 import "errors"
 
-// Errors of publishing. They come wrapped; test with [errors.Is].
+// Errors of publishing and of what is done to connections. They come wrapped; test with [errors.Is].
 var (
 	// ErrNobody: no connection is logged in as that user, or open under that
 	// id. A topic or a broadcast that nobody gets is no error.
@@ -17,6 +17,8 @@ var (
 	ErrTooBig = errors.New("server: message too big, see Config.MaxPublish")
 	// ErrReused: the idempotency key or id came before, with another message.
 	ErrReused = errors.New("server: id reused for another message")
+	// ErrTooManyTopics: a connection is subscribed to Config.MaxTopics topics.
+	ErrTooManyTopics = errors.New("server: too many topics on a connection, see Config.MaxTopics")
 	// ErrNoAck: no device acknowledged in time.
 	ErrNoAck = errors.New("server: not acknowledged in time")
 )

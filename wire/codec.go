@@ -48,6 +48,10 @@ type Codec interface {
 	// is too slow is closed, whatever its topics' policies say.
 	TellsGaps() bool
 
+	// AppendSubscribed appends the notice that the server subscribed a connection to
+	// a topic, whose next message is behind that position.
+	AppendSubscribed(dst []byte, topic string, at Position) []byte
+
 	// AppendCancel appends the notice that the server ended a subscription.
 	AppendCancel(dst []byte, c Cancel) []byte
 

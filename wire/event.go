@@ -1,7 +1,8 @@
 package wire
 
 // Event is anything a server sends, as a client reads it; one of the pointers
-// is set. ID belongs to OK and Error.
+// is set. ID belongs to OK and Error. An OK with a topic and without an ID tells
+// that the server subscribed the connection.
 type Event struct {
 	// A reply to a command.
 	ID    uint64 `json:"id,omitempty"`
@@ -63,7 +64,7 @@ type Gap struct {
 	Reason string `json:"reason"` // at a resume: epoch, retention; later: overflow, collapsed, ttl, budget
 }
 
-// Cancel tells that the server ended a subscription. No server sends it yet.
+// Cancel tells that the server ended a subscription.
 type Cancel struct {
 	Topic  string `json:"topic"`
 	Reason string `json:"reason"`

@@ -113,6 +113,12 @@ func (Codec) AppendGap(dst []byte, g wire.Gap) []byte {
 // TellsGaps implements [wire.Codec].
 func (Codec) TellsGaps() bool { return true }
 
+// AppendSubscribed implements [wire.Codec]: it is the answer to a subscribe that
+// had no id.
+func (c Codec) AppendSubscribed(dst []byte, topic string, at wire.Position) []byte {
+	return c.AppendReply(dst, wire.Reply{Verb: wire.Subscribe, Topic: topic, At: at})
+}
+
 // AppendCancel implements [wire.Codec].
 func (Codec) AppendCancel(dst []byte, c wire.Cancel) []byte {
 	dst = wire.AppendString(append(dst, `{"cancel":{"topic":`...), c.Topic)

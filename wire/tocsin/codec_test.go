@@ -71,6 +71,7 @@ func TestNotices(t *testing.T) {
 			{codec.AppendGap(nil, gap), wire.Event{Gap: &gap}},
 			{codec.AppendMissed(nil, gap), wire.Event{Gap: &gap}},
 			{codec.AppendCancel(nil, cancel), wire.Event{Cancel: &cancel}},
+			{codec.AppendSubscribed(nil, s, at), wire.Event{OK: &wire.OK{Topic: s, Seq: 16, Epoch: s}}},
 		} {
 			wantEvent(t, c.b, c.want)
 		}
@@ -157,6 +158,7 @@ func TestRaw(t *testing.T) {
 		"welcome": raw.AppendWelcome([]byte("x"), wire.Greeting{Conn: []byte("c1"), Topics: []string{"a"}, At: make([]wire.Position, 1)}),
 		"gap":     raw.AppendGap([]byte("x"), wire.Gap{Topic: "a"}),
 		"cancel":  raw.AppendCancel([]byte("x"), wire.Cancel{Topic: "a"}),
+		"ok":      raw.AppendSubscribed([]byte("x"), "a", wire.Position{Seq: 1}),
 		"goodbye": raw.AppendGoodbye([]byte("x"), wire.Goodbye{Code: wire.CloseShutdown}),
 	} {
 		if string(b) != "x" {
@@ -241,9 +243,10 @@ func TestZeroAllocations(t *testing.T) {
 			"AppendWelcome": func() {
 				dst = c.AppendWelcome(dst[:0], wire.Greeting{Conn: id, User: "u", Ping: 25, Topics: topics, At: places})
 			},
-			"AppendMessage": func() { dst = c.AppendMessage(dst[:0], message) },
-			"AppendGap":     func() { dst = c.AppendGap(dst[:0], wire.Gap{Topic: topic, Epoch: "x", From: 1, To: 2, Reason: "ttl"}) },
-			"AppendCancel":  func() { dst = c.AppendCancel(dst[:0], wire.Cancel{Topic: topic, Reason: "x"}) },
+			"AppendMessage":    func() { dst = c.AppendMessage(dst[:0], message) },
+			"AppendGap":        func() { dst = c.AppendGap(dst[:0], wire.Gap{Topic: topic, Epoch: "x", From: 1, To: 2, Reason: "ttl"}) },
+			"AppendSubscribed": func() { dst = c.AppendSubscribed(dst[:0], topic, wire.Position{Seq: 1, Epoch: "x"}) },
+			"AppendCancel":     func() { dst = c.AppendCancel(dst[:0], wire.Cancel{Topic: topic, Reason: "x"}) },
 			"AppendGoodbye": func() {
 				dst = c.AppendGoodbye(dst[:0], wire.Goodbye{Code: wire.CloseShutdown, Reason: wire.CloseShutdown.String(), RetryAfterMS: 1})
 			},

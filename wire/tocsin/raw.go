@@ -19,6 +19,9 @@ func (Raw) AppendGap(dst []byte, _ wire.Gap) []byte { return dst }
 // TellsGaps implements [wire.Codec].
 func (Raw) TellsGaps() bool { return false }
 
+// AppendSubscribed implements [wire.Codec]: there is none.
+func (Raw) AppendSubscribed(dst []byte, _ string, _ wire.Position) []byte { return dst }
+
 // AppendCancel implements [wire.Codec]: there is none.
 func (Raw) AppendCancel(dst []byte, _ wire.Cancel) []byte { return dst }
 

@@ -109,7 +109,7 @@ func (e *Engine) AskShard(shard int, task Task) {
 // Behind is Post of a task that waits until what was sent to g before has left
 // the walk. r is a connection of g's shard.
 func (e *Engine) Behind(g *Group, r Ref, task Task) {
-	e.shardOf(r).inbox.append(item{kind: itemBehind, group: g, ref: r, task: task})
+	e.shardOf(r).leave(item{kind: itemBehind, group: g, ref: r, task: task})
 }
 
 // Mail collects parcels for single connections, so that many of them cost each

@@ -1,0 +1,224 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// String describes the target for an error message.
+func (t Target) String() string {
+	if t.User != "" {
+		return fmt.Sprintf("user %q", t.User)
+	}
+	return fmt.Sprintf("conn %q", t.Conn)
+}
+
+func (t Target) check() error {
+	if (t.User == "") == (t.Conn == "") {
+		return fmt.Errorf("%w: give either user or conn", ErrBadMessage)
+	}
+	if t.User != "" {
+		if err := wire.CheckUser(t.User); err != nil {
+			return fmt.Errorf("%w: %s", ErrBadMessage, err.Message)
+		}
+	}
+	return nil
+}
+
+// resolve appends the connections that t names to dst. Some of them may have
+// ended meanwhile.
+func (srv *Server) resolve(dst []engine.Ref, t Target) []engine.Ref {
+	if t.User != "" {
+		return srv.hub.devices(dst, t.User)
+	}
+	if r, ok := srv.ids.parse(t.Conn); ok {
+		dst = append(dst, r)
+	}
+	return dst
+}
+
+// Disconnect closes the connections of a target and returns how many it asked
+// to close. Code must be 1000 or 3000 to 4999; 0 means 3503, which tells clients
+// to stay away. An empty reason means the code's own words. Errors wrap
+// [ErrNobody] or [ErrBadMessage].
+func (srv *Server) Disconnect(_ context.Context, to Target, code wire.CloseCode, reason string) (int, error) {
+	setDefault(&code, wire.CloseForceDisconnect)
+	if !code.ForApps() {
+		return 0, fmt.Errorf("disconnect: %w: code is %d, it must be 1000 or 3000 to 4999", ErrBadMessage, code)
+	}
+	if reason == "" {
+		reason = code.String()
+	}
+	if err := to.check(); err != nil {
+		return 0, fmt.Errorf("disconnect: %w", err)
+	}
+	refs := srv.resolve(nil, to)
+	if len(refs) == 0 {
+		return 0, fmt.Errorf("disconnect: %w: %s has no connection", ErrNobody, to)
+	}
+	for _, r := range refs {
+		srv.engine.Close(r, code, reason)
+	}
+	return len(refs), nil
+}
+
+// Subscribe subscribes the connections of a target to a topic, as if each had
+// asked for it, but without asking anybody whether it may. Those who were not
+// subscribed are told by an ok with the topic and without an id. It returns how
+// many are subscribed now. The connections receive every message that is
+// published after Subscribe has returned. Errors wrap [ErrNobody],
+// [ErrBadMessage], [ErrClosed], [ErrTooManyTopics] for at least one of the
+// connections, or ctx's: it is then not known who is subscribed.
+func (srv *Server) Subscribe(ctx context.Context, to Target, topic string) (int, error) {
+	n, err := srv.enroll(ctx, to, topic, false)
+	if err != nil {
+		err = fmt.Errorf("subscribe: %w", err)
+	}
+	return n, err
+}
+
+// Unsubscribe ends the subscriptions of a target's connections to a topic and
+// returns how many there were; their clients are told by a cancel. They may
+// subscribe again if they are allowed to. Errors are those of Subscribe.
+func (srv *Server) Unsubscribe(ctx context.Context, to Target, topic string) (int, error) {
+	n, err := srv.enroll(ctx, to, topic, true)
+	if err != nil {
+		err = fmt.Errorf("unsubscribe: %w", err)
+	}
+	return n, err
+}
+
+// enroll subscribes the connections of a target to a topic, or unsubscribes
+// them, each in its turn.
+func (srv *Server) enroll(ctx context.Context, to Target, topic string, off bool) (int, error) {
+	if err := wire.CheckTopic(topic); err != nil {
+		return 0, fmt.Errorf("%w: %s", ErrBadMessage, err.Message)
+	}
+	if err := to.check(); err != nil {
+		return 0, err
+	}
+	refs := srv.resolve(nil, to)
+	tasks := make([]enrollment, len(refs))
+	told := srv.newTold(len(refs))
+	for i, r := range refs {
+		tasks[i] = enrollment{srv: srv, topic: topic, off: off, told: told}
+		srv.engine.Ask(r, &tasks[i])
+	}
+	if err := told.wait(ctx, len(refs)); err != nil {
+		return 0, err
+	}
+	n, there := 0, 0
+	var err error
+	for i := range tasks {
+		switch e := &tasks[i]; {
+		case e.err != nil:
+			there++
+			err = e.err
+		case e.there:
+			there++
+			if e.done {
+				n++
+			}
+		}
+	}
+	if there == 0 {
+		err = fmt.Errorf("%w: %s has no connection", ErrNobody, to)
+	}
+	return n, err
+}
+
+// told is how a goroutine waits for what it asked turns to do. What it asked is
+// the turn's until it is told.
+type told struct {
+	ended chan struct{} // the server's
+	one   chan struct{} // a token for each
+}
+
+func (srv *Server) newTold(most int) told { return told{srv.ended, make(chan struct{}, most)} }
+
+func (w told) tell() { w.one <- struct{}{} }
+
+// wait waits for n to be done. After an error some are not.
+func (w told) wait(ctx context.Context, n int) error {
+	for range n {
+		select {
+		case <-w.one:
+		case <-w.ended: // nobody has a turn any more
+			return ErrClosed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// enrollment subscribes one connection for a backend, or unsubscribes it.
+type enrollment struct {
+	srv   *Server
+	topic string
+	off   bool
+	told  told
+
+	there, done bool
+	err         error
+}
+
+// Do implements engine.Task.
+func (e *enrollment) Do(t *engine.Turn, c *engine.Conn) {
+	defer e.told.tell()
+	if c == nil || !c.Open() {
+		return
+	}
+	e.there = true
+	s := e.srv.session(t, c)
+	sub := s.find(e.topic)
+	switch {
+	case e.off && sub != nil:
+		// Behind the answer to the client's subscribe, should that be on its way.
+		e.srv.engine.Behind(&sub.group, c.Ref(), cancelled{e.srv, e.topic})
+		e.srv.unsubscribe(t, c, s, sub)
+		e.done = true
+	case e.off:
+	case sub == nil && s.topics() >= e.srv.cfg.MaxTopics:
+		e.err = fmt.Errorf("%w: the limit is %d", ErrTooManyTopics, e.srv.cfg.MaxTopics)
+	case sub == nil:
+		e.err = e.srv.join(t, c, s, e.topic, func(sub *subset, at wire.Position) engine.Task {
+			return &enrolled{e.srv, sub, at}
+		})
+		e.done = e.err == nil
+	default:
+		e.done = true
+	}
+}
+
+// enrolled is a subscription by the server that takes effect in its turn.
+type enrolled struct {
+	srv *Server
+	sub *subset
+	at  wire.Position
+}
+
+// Do implements engine.Task.
+func (e *enrolled) Do(t *engine.Turn, c *engine.Conn) {
+	topic := e.sub.topic.flow.Name
+	if c.Open() && e.srv.session(t, c).find(topic) == e.sub { // else it has ended already
+		e.sub.group.Add(t, c)
+		t.Send(c, codecs[c.Codec()].AppendSubscribed(nil, topic, e.at))
+	}
+}
+
+// cancelled tells that the server has ended a subscription.
+type cancelled struct {
+	srv   *Server
+	topic string
+}
+
+// Do implements engine.Task.
+func (e cancelled) Do(t *engine.Turn, c *engine.Conn) {
+	if c.Open() && e.srv.session(t, c).find(e.topic) == nil { // else it was renewed
+		t.Send(c, codecs[c.Codec()].AppendCancel(nil, wire.Cancel{Topic: e.topic, Reason: "unsubscribed"}))
+	}
+}
