@@ -142,4 +142,7 @@ func (a app) Sweep(t *engine.Turn) {
 		srv.engine.Close(e.ref, wire.CloseExpired, wire.CloseExpired.String())
 		return true
 	})
+	if len(x.list) == 0 {
+		x.list = nil // its room is that of the most there were
+	}
 }

@@ -31,10 +31,11 @@ type T interface {
 // Kernel implements engine.Kernel. One goroutine uses it, but for Date, Now and
 // After.
 type Kernel struct {
-	T    T
-	Rng  *rand.Rand
-	Time time.Duration
-	Look time.Duration // that every look at the clock takes
+	T     T
+	Rng   *rand.Rand
+	Time  time.Duration
+	Look  time.Duration // that every look at the clock takes
+	Ahead time.Duration // by which the clock of the day was set forward
 
 	CutReads   bool            // a read gets a part, the rest comes later
 	Sink       bool            // what is sent is counted and thrown away
@@ -111,7 +112,7 @@ func (k *Kernel) CloseWrite(fd int) netpoll.Errno { k.peer(fd).Ends = true; retu
 func (k *Kernel) Now() time.Duration { k.Time += k.Look; return k.Time }
 
 // Date implements engine.Kernel.
-func (k *Kernel) Date() time.Time { return time.Unix(0, 0).Add(k.Time) }
+func (k *Kernel) Date() time.Time { return time.Unix(0, 0).Add(k.Time + k.Ahead) }
 
 // After implements engine.Kernel.
 func (k *Kernel) After(d time.Duration, f func()) func() bool {
