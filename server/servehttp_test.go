@@ -17,6 +17,7 @@ import (
 
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/server"
+	"github.com/tocsin-push/tocsin/wire"
 )
 
 // accessLog is a middleware as many have it: it puts something into the
@@ -290,6 +291,18 @@ func TestServeHTTPReadsOn(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	c.WantNothing()
+}
+
+// What stands behind a request is taken for frames and nothing else.
+func TestServeHTTPGarbageBehindRequest(t *testing.T) {
+	t.Parallel()
+	srv, _ := serve(t, server.Config{})
+	addr, _ := mounted(t, srv)
+	c := wstest.Open(t, addr)
+	c.SendRaw([]byte(upgradeAt("/push") + "GET /secret HTTP/1.1\r\nHost: a\r\n\r\n"))
+	c.WantUpgraded(sampleKey)
+	c.WantWelcome()
+	c.WantClosed(wire.CloseProtocolError)
 }
 
 // Requests that meet a shutdown are refused, or welcomed and sent away again.

@@ -286,7 +286,9 @@ func (srv *Server) Serve(ln net.Listener) error {
 // ServeHTTP upgrades a request that an http.Server has read, and takes over its
 // connection; from then on it is like one that Serve accepted. Every answer goes
 // through rw, the 101 too, so a middleware sees its status and can add headers.
-// It needs HTTP/1.1 over plain TCP, and waits for Config.Auth.
+// It needs HTTP/1.1 over plain TCP, and waits for Config.Auth. What is behind
+// the request and not a frame ends the connection with 1002; Serve, which sees
+// it in time, answers 400.
 func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if r.TLS != nil {
 		http.Error(rw, "TLS connections cannot be taken over; let a proxy end TLS", http.StatusNotImplemented)
