@@ -29,6 +29,7 @@ type Call struct {
 
 	panicked bool // set before the turn or the guest is told
 	stale    bool // owned by the turn: of a handshake that has ended
+	paused   bool // static: the job is a pause
 
 	// Of a guest, who is no connection yet; static.
 	guest    context.Context // ends when nobody waits any more
@@ -46,6 +47,40 @@ func (t *Turn) Call(c *Conn, job Job) {
 	t.extraOf(c).call = call
 	c.flags |= flagCall
 	t.submit(call)
+}
+
+// Wait is what a connection waits for: one of its methods is called, once.
+type Wait interface {
+	// Done goes on with the connection, in its turn.
+	Done(t *Turn, c *Conn)
+	// Gone is told, in the turn of the connection's shard, that it ends.
+	Gone()
+}
+
+// pause is the job of a connection that waits. It is not run.
+type pause struct{ Wait }
+
+// Run implements Job.
+func (pause) Run() {}
+
+// Pause is Call of a job that nobody runs: w goes on when the call is given to
+// [Engine.Resume]. It takes no worker of the runner.
+func (t *Turn) Pause(c *Conn, w Wait) *Call {
+	call := &Call{shard: t.shard, ref: c.Ref(), job: pause{w}, paused: true, ran: true}
+	t.extraOf(c).call = call
+	c.flags |= flagCall
+	return call
+}
+
+// Resume ends a pause. Any goroutine calls it, once.
+func (e *Engine) Resume(call *Call) { e.Post(call.ref, call) }
+
+// dropCall lets go of the call of a connection that ends.
+func (x *extra) dropCall() {
+	if x.call != nil && x.call.paused {
+		x.call.job.(pause).Gone()
+		x.call = nil
+	}
 }
 
 // CallLast has the Run of a last job called, behind the call of c that is on its

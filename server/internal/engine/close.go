@@ -71,6 +71,7 @@ func (t *Turn) refuse(c *Conn, no *refusal) {
 	t.become(c, stateClosing)
 	c.flags = c.flags&^flagCall | flagDeaf
 	if x := c.ext; x != nil {
+		x.dropCall()
 		x.head, x.in, x.rest, x.call = headBuf{}, wire.Reader{}, nil, nil
 	}
 	t.out = t.e.appendRefusal(t.out[:0], no.status, no.text)
@@ -191,6 +192,7 @@ func (t *Turn) sendClose(c *Conn, code wire.CloseCode, reason string) {
 		if c.flags&flagGarbled != 0 {
 			x.in = wire.Reader{}
 		}
+		x.dropCall()
 		x.rest, x.call = nil, nil
 		c.flags &^= flagCall
 		if code != wire.CloseShutdown && code != wire.CloseNormal && code != wire.CloseForceDisconnect {
@@ -235,6 +237,7 @@ func (t *Turn) die(c *Conn) {
 	}
 	if x := c.ext; x != nil {
 		t.dropAll(x)
+		x.dropCall()
 		if x.call != nil && c.state == stateAuth {
 			x.call.stale = true
 		}

@@ -38,7 +38,7 @@ type walk struct {
 	batch   int
 	at      int // the next local index to look at
 	frames  [maxCodecs][]byte
-	gap     *gapNote // the batch is too old: members are told of it instead
+	gap     *gapNote // the batch is too old, or lost: members are told of it instead
 	visited int32    // members that were looked at
 	written int32    // those of them that took the whole batch at once
 }
@@ -225,11 +225,16 @@ func (t *Turn) nextBatch(wk *walk) bool {
 		t.doTask(*b)
 		return true
 	}
+	if rest[0].p.Lost != nil {
+		wk.batch, wk.at, wk.visited, wk.written = 1, 0, 0, 0
+		wk.gap = lostBefore(rest[0].p)
+		return true
+	}
 	old := rest[0].p.expired(t.exact)
 	n, size := 1, rest[0].p.size()
 	for n < len(rest) && n < batchMessages {
 		p := rest[n].p
-		if p == nil || p.expired(t.exact) != old || size+p.size() > batchBytes || old && p.Epoch != rest[0].p.Epoch {
+		if p == nil || p.Lost != nil || p.expired(t.exact) != old || size+p.size() > batchBytes || old && p.Epoch != rest[0].p.Epoch {
 			break
 		}
 		size += p.size()
@@ -292,7 +297,12 @@ func (t *Turn) expireBatch(wk *walk) {
 // counted in the total.
 func (t *Turn) endBatch(wk *walk) {
 	for _, e := range wk.parcels() {
-		if wk.gap != nil {
+		switch {
+		case e.p.Lost != nil:
+			t.countLost(e.p, int(wk.visited))
+			e.p.walked()
+			continue
+		case wk.gap != nil:
 			t.drop(e.p, DropTTL, int(wk.visited))
 		}
 		if missing := e.count - wk.visited; missing > 0 {

@@ -45,6 +45,19 @@ func gapOf(p *Parcel, why Drop) gapNote {
 	return gapNote{flow: p.Flow, epoch: p.Epoch, from: p.Seq, to: p.Seq, reason: why}
 }
 
+// lostBefore is the notice that p is.
+func lostBefore(p *Parcel) *gapNote {
+	return &gapNote{flow: p.Flow, epoch: p.Epoch, from: p.Lost.From, to: p.Seq, reason: p.Lost.why()}
+}
+
+// countLost counts what p tells of as not sent to n connections. How much of a
+// new numbering was lost nobody knows.
+func (t *Turn) countLost(p *Parcel, n int) {
+	if !p.Lost.New {
+		t.counts.drops.add(DropBus, n*int(p.Seq+1-p.Lost.From))
+	}
+}
+
 // note puts g in c's queue before entry i, or makes the notice larger that
 // stands before or behind it in its flow. It returns how many bytes more wait
 // then.

@@ -9,25 +9,43 @@ import (
 
 // Parcel is one message on its way: encoded and framed once for each codec,
 // shared by every outbox and shard, left to the garbage collector. Whoever
-// sends it sets the exported fields before that, and nobody changes them then.
+// sends it sets the exported fields before that, and nobody changes them then. It
+// is 200 bytes; a message of package server with one in it just fits a size class
+// of Go's allocator.
 type Parcel struct {
 	Flow    *Flow         // what it is a part of; nil for a message without a number
 	Seq     uint64        // its place in the flow
 	Epoch   string        // of that numbering; set if it may be dropped: a gap names it
-	Policy  Policy        // what happens to it when an outbox is full
 	Key     string        // collapse key, for [Latest]
 	Expires time.Duration // kernel clock; 0: never
 	Began   time.Duration // kernel clock, for Rate
 	Rate    int           // deliveries a second over all shards; 0: no limit
 	Owner   Owner         // told when no shard has it any more
 	To      []Address     // whom it is for, if it is sent to single connections
+	Lost    *Lost         // if it is no message, but the notice that some will not come
+	Policy  Policy        // what happens to it when an outbox is full
 
+	pending atomic.Int32      // shards or addresses that it has not been sent to yet
 	frames  [maxCodecs][]byte // framed; nil for a codec that no connection had
 	total   atomic.Int32      // connections it is for
 	written atomic.Int32
 	rest    atomic.Uint64 // queued << 32 | dropped: a queued copy may be dropped at any time, and their sum is always right
 	paced   atomic.Int64  // deliveries made of a parcel with a rate
-	pending atomic.Int32  // shards or addresses that it has not been sent to yet
+}
+
+// Lost is a range of a flow that was lost before it came here, up to the Seq of
+// its parcel. If the Epoch is a new one it is all of that numbering so far.
+type Lost struct {
+	From uint64
+	New  bool // the epoch
+}
+
+// why is the reason that connections are told.
+func (l *Lost) why() Drop {
+	if l.New {
+		return lostEpoch
+	}
+	return DropBus
 }
 
 // Flow is an ordered numbering of parcels, of which connections are told what

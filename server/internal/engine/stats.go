@@ -28,6 +28,7 @@ const (
 	RejectLimit     Reject = "max_connections"
 	RejectShutdown  Reject = "shutdown"
 	RejectGone      Reject = "gone"
+	RejectBus       Reject = "bus"
 )
 
 // Drop is why a parcel was not sent to a connection that it was for.
@@ -40,6 +41,9 @@ const (
 	DropOverflow  Drop = "overflow"  // the outbox was full
 	DropCollapsed Drop = "collapsed" // a newer one with its collapse key came
 	DropBudget    Drop = "budget"    // all outboxes together were full
+	DropBus       Drop = "bus"       // it did not come to this node
+
+	lostEpoch Drop = "epoch" // of a notice that a numbering is new: nothing is counted
 )
 
 // Cut is why a connection was too slow, and was closed with 3008.
@@ -105,8 +109,8 @@ type counts struct {
 
 func (c *counts) init() {
 	c.rejects.init(RejectHead, RejectBody, RejectMethod, RejectPath, RejectUpgrade, RejectVersion,
-		RejectAuth, RejectForbidden, RejectTimeout, RejectLimit, RejectShutdown, RejectGone)
-	c.drops.init(DropGone, DropTTL, DropOverflow, DropCollapsed, DropBudget)
+		RejectAuth, RejectForbidden, RejectTimeout, RejectLimit, RejectShutdown, RejectGone, RejectBus)
+	c.drops.init(DropGone, DropTTL, DropOverflow, DropCollapsed, DropBudget, DropBus)
 	c.cuts.init(CutOutbox, CutStalled, CutTrickle, CutBudget)
 }
 
