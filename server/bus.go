@@ -5,33 +5,93 @@ import "context"
 // Bus gives every message its place in its topic and hands it to the nodes
 // that have subscribers. The default bus is this process alone; a bus between
 // nodes implements the same methods.
+//
+// No lock that the sink needs is held while a method is called. Any goroutine calls them, several at
+// a time; but the calls of Subscribe and Unsubscribe for one topic come one
+// after the other.
 type Bus interface {
+	// Start is called once, before everything else. From then on, until Close
+	// has returned, the bus may call sink.
+	Start(sink Sink) error
+
 	// Publish numbers a message and has every node with subscribers of its
-	// topic deliver it. The zero Position is for a topic that has no numbering,
-	// because nobody is subscribed. Any goroutine calls it; it may block until
-	// ctx ends.
+	// topic deliver it, this one included. It returns the message's position;
+	// the zero Position is for a topic that has no numbering, because nobody is
+	// subscribed. After an error the message has no place, as far as the bus
+	// knows. It may block until ctx ends. The message may be delivered before
+	// Publish returns, or later.
 	Publish(ctx context.Context, p Publication) (Position, error)
-	// Subscribe is called when the first subscriber of topic on this node
-	// joins, unless the topic lingers. From then on deliver is called for the
-	// topic's messages, one at a time and in the order of their seq, until
-	// Unsubscribe has returned. deliver does not block and does not call the
-	// bus; it is the same function for every topic.
-	Subscribe(topic string, deliver func(p Publication, at Position)) error
-	// Unsubscribe is called Config.TopicLinger after the last subscriber on this
-	// node has left, or earlier for want of Config.LingerBudget; once for each
-	// Subscribe that returned nil.
+
+	// Subscribe asks for the messages of a topic: its first subscriber on this
+	// node wants to join. It does not block. The answer is a call of
+	// [Sink.Ready], by any goroutine, before Subscribe returns or later; without
+	// one within Config.AuthTimeout the subscribers are refused and Unsubscribe
+	// is called. From Ready on the topic's messages are delivered, until
+	// Unsubscribe: a bus that loses its connection gets it back, subscribes
+	// again, and calls [Sink.Gap].
+	Subscribe(topic string)
+
+	// Unsubscribe ends what Subscribe began. It does not block. It is called
+	// Config.TopicLinger after the last subscriber on this node has left, or
+	// earlier for want of Config.LingerBudget; and soon after a Ready with an
+	// error. For each topic Subscribe and Unsubscribe alternate, whatever Ready
+	// said. What the bus still calls for the topic afterwards does no harm.
 	Unsubscribe(topic string)
+
 	// Close ends the bus and with it every subscription that is left, without an
-	// Unsubscribe. deliver is not called after it has returned.
+	// Unsubscribe. Nothing calls the bus after that.
 	Close() error
 }
 
-// Publication is a message on its way through a [Bus]. Its fields are not
-// changed by anybody once it was published.
+// Sink is what a [Bus] calls: a server. Its methods do not block and do not call
+// the bus, so a bus may call them from within its own methods and with its own
+// locks held. Calls for one topic come one at a time and in order; those for
+// several topics may come at once. Nothing that is passed is changed, by
+// anybody, nor kept by the sink after it returns.
+type Sink interface {
+	// Ready answers [Bus.Subscribe]: messages behind at will be delivered. An
+	// error says that there is no such subscription. Those who wait for it are
+	// refused; if there are subscribers already, the sink subscribes again within
+	// a second. A Ready for a topic that was ready is a Gap up to at.
+	Ready(topic string, at Position, err error)
+
+	// Deliver hands over a message. Its seq is one more than that of the message
+	// before it: what is missing between them, or all that came before it if its
+	// epoch is a new one, is told to the subscribers as lost. One with a seq that
+	// was delivered is ignored, and so is one for a topic that is not ready. p
+	// may be the very Publication that was published here; if it was, or may have
+	// been, it has its Origin.
+	Deliver(p Publication, at Position)
+
+	// Gap says that the messages up to at which were not delivered never will be,
+	// for example because the connection was lost. Subscribers are told. If
+	// nothing was lost it does nothing, so a bus whose connection came back may
+	// call it for each topic.
+	Gap(topic string, at Position)
+}
+
+// Immediate is what a [Bus] may also be: one whose Publish never blocks and
+// keeps nothing of p.Message.Data after it has returned. The server then does
+// without a copy of the data, and without a goroutine for a publish with a key.
+type Immediate interface {
+	Bus
+	Immediate()
+}
+
+// Publication is a message on its way through a [Bus].
 type Publication struct {
 	Topic   string
 	Message Message
-	out     *message // what a publisher in this process waits on; nil from elsewhere
+	Origin  Origin
+}
+
+// Origin says which publish a [Publication] is of. A bus carries it to where the
+// message is delivered, at least to the node where it was published: the
+// publisher's [Receipt] is that of the delivery with its Origin. To others it
+// means nothing.
+type Origin struct {
+	Node   uint64 // of the server that published it
+	Number uint64 // among that server's publishes
 }
 
 // Position is a place in a topic: the seq of its last message, and the

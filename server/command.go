@@ -36,7 +36,7 @@ func (srv *Server) commands(t *engine.Turn, c *engine.Conn, b []byte) {
 
 // goOn acts on the commands behind one that has returned from a call.
 func (srv *Server) goOn(t *engine.Turn, c *engine.Conn) {
-	if !c.Open() {
+	if !c.Open() || c.Calling() {
 		return
 	}
 	s := srv.session(t, c)
@@ -168,17 +168,50 @@ func (j *subscribeJob) Done(t *engine.Turn, c *engine.Conn) {
 
 func (j *subscribeJob) join(t *engine.Turn, c *engine.Conn) {
 	srv := j.conn.srv
-	err := srv.join(t, c, srv.session(t, c), j.reply.Topic, func(sub *subset, at wire.Position) engine.Task {
-		e := &entering{srv: srv, sub: sub, reply: j.reply}
-		e.reply.At = at
-		if j.hasAfter {
-			e.resume(j.after, j.epoch)
-		}
-		return e
-	})
-	if err != nil {
-		srv.refuse(t, c, j.reply, &wire.Error{Code: wire.Internal, Message: "the topic cannot be subscribed to now, try again"})
+	if sub := srv.session(t, c).find(j.reply.Topic); sub != nil { // it is told again
+		srv.hub.reannounce(sub, func(sub *subset, at wire.Position) { j.behind(c, sub, at) })
+		return
 	}
+	held, ready := srv.hub.hold(j.reply.Topic)
+	if !ready {
+		srv.waitFor(t, c, []*topic{held}, j)
+		return
+	}
+	j.enterOne(t, c, held)
+}
+
+// behind has the connection told where the topic stands, at its place among the
+// topic's messages.
+func (j *subscribeJob) behind(c *engine.Conn, sub *subset, at wire.Position) {
+	e := &entering{srv: j.conn.srv, sub: sub, reply: j.reply}
+	e.reply.At = at
+	if j.hasAfter {
+		e.resume(j.after, j.epoch)
+	}
+	e.srv.engine.Behind(&sub.group, c.Ref(), e)
+}
+
+// enter implements subscriber.
+func (j *subscribeJob) enter(t *engine.Turn, c *engine.Conn, topics []*topic) {
+	j.enterOne(t, c, topics[0])
+	j.conn.srv.goOn(t, c)
+}
+
+// fail implements subscriber.
+func (j *subscribeJob) fail(t *engine.Turn, c *engine.Conn) {
+	j.conn.srv.refuse(t, c, j.reply, &wire.Error{Code: wire.Internal, Message: "the topic cannot be subscribed to now, try again"})
+	j.conn.srv.goOn(t, c)
+}
+
+func (j *subscribeJob) enterOne(t *engine.Turn, c *engine.Conn, held *topic) {
+	srv := j.conn.srv
+	if srv.session(t, c).find(j.reply.Topic) != nil { // a backend was sooner, while c waited
+		srv.hub.release([]*topic{held})
+		j.join(t, c)
+		return
+	}
+	sub := srv.hub.enter(held, t.Shard(), func(sub *subset, at wire.Position) { j.behind(c, sub, at) })
+	srv.session(t, c).add(sub)
 }
 
 // publishJob is a publish. The bus may block, so it is a job even without Allow.

@@ -76,11 +76,12 @@ func (s *lingering) remove(l *lingerer) {
 
 // lingerLocked has t, whose last subscriber has left, linger. Over the budget,
 // of which each stripe has its share, those that linger longest are forgotten
-// before their time. The caller holds the stripe.
+// before their time. The caller holds the stripe, and calls callBus when it has
+// let go of it.
 func (h *hub) lingerLocked(t *topic) {
 	cfg := &h.srv.cfg
 	if cfg.TopicLinger < 0 {
-		h.bus.Unsubscribe(t.flow.Name)
+		h.busSide(t.flow.Name).later(busCall{t.flow.Name, false})
 		return
 	}
 	s := h.lingeringOf(t.flow.Name)
@@ -115,29 +116,20 @@ func (h *hub) unlingerLocked(s *lingering, l *lingerer) {
 
 func (h *hub) forgetLocked(s *lingering, l *lingerer) {
 	h.unlingerLocked(s, l)
-	h.bus.Unsubscribe(l.topic.flow.Name)
+	h.busSide(l.topic.flow.Name).later(busCall{l.topic.flow.Name, false})
 }
 
-// forget ends the numbering of topics that have lingered for long enough. The
-// ticker calls it.
-func (h *hub) forget(now time.Duration) {
-	if h.lingers.topics.Load() == 0 {
-		return
-	}
-	for i := range h.lingering {
-		mu := &h.topics.stripes[i].mu
-		mu.Lock()
-		s := &h.lingering[i]
-		for s.first != nil && now-s.first.since >= h.srv.cfg.TopicLinger {
-			h.forgetLocked(s, s.first)
-		}
-		mu.Unlock()
+// forgetLingeringLocked forgets the topics of s that have lingered for long enough.
+func (h *hub) forgetLingeringLocked(s *lingering, now time.Duration) {
+	for s.first != nil && now-s.first.since >= h.srv.cfg.TopicLinger {
+		h.forgetLocked(s, s.first)
 	}
 }
 
 func (h *hub) lingeringOf(name string) *lingering { return &h.lingering[h.topics.number(name)] }
 
-// newTopic begins the numbering of a topic.
+// newTopic begins a topic that the bus has to be asked for.
 func (h *hub) newTopic(name string) *topic {
-	return &topic{flow: engine.Flow{Name: strings.Clone(name)}, born: h.epochs.Add(1)}
+	policy := policyOf(h.srv.cfg.overflow(name))
+	return &topic{flow: engine.Flow{Name: strings.Clone(name)}, epoch: unready, born: h.epochs.Add(1)<<2 | uint32(policy)}
 }

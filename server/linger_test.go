@@ -90,7 +90,7 @@ func TestOnlySubscriberComesBack(t *testing.T) {
 // pass lets d pass, with the ticker's look at what lingers.
 func (s *sim) pass(d time.Duration) {
 	s.Time += d
-	s.srv.hub.forget(s.Time)
+	s.srv.hub.tick(s.Time)
 }
 
 // Topics that linger have a budget in bytes; over it those that linger longest
@@ -201,7 +201,7 @@ func TestNoLinger(t *testing.T) {
 }
 
 // pairBus fails the test unless Subscribe and Unsubscribe of a topic alternate.
-// Every fifth Subscribe returns an error.
+// Every fifth Subscribe is refused.
 type pairBus struct {
 	localBus
 	t     *testing.T
@@ -209,15 +209,16 @@ type pairBus struct {
 	calls int
 }
 
-func (b *pairBus) Subscribe(topic string, _ func(Publication, Position)) error {
+func (b *pairBus) Subscribe(topic string) {
 	if b.on[topic] {
 		b.t.Errorf("%s is subscribed twice", topic)
 	}
-	if b.calls++; b.calls%5 == 0 {
-		return errors.New("no route")
-	}
 	b.on[topic] = true
-	return nil
+	if b.calls++; b.calls%5 == 0 {
+		b.hub.Ready(topic, Position{}, errors.New("no route"))
+		return
+	}
+	b.localBus.Subscribe(topic)
 }
 
 func (b *pairBus) Unsubscribe(topic string) {

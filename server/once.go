@@ -110,10 +110,10 @@ func (srv *Server) placeOnce(ctx context.Context, key onceKey, a *address, m *Me
 	return sending{entry: e, again: again}, nil
 }
 
-// placeFirst places the message of a new entry. Only a bus between nodes may
-// block; it then does so in a goroutine of its own, which outlives ctx.
+// placeFirst places the message of a new entry. A bus may block unless it is
+// [Immediate]; it then does so in a goroutine of its own, which outlives ctx.
 func (srv *Server) placeFirst(ctx context.Context, e *onceEntry, a *address, m *Message, b *batch) {
-	if a.verb != verbPublish || !srv.hub.remote() {
+	if a.verb != verbPublish || srv.hub.immediate {
 		s, err := srv.place(ctx, a, m, b)
 		e.in.placed(e, s, err)
 		return

@@ -377,34 +377,26 @@ func TestPacedBroadcastWithoutItsRequester(t *testing.T) {
 type slowBus struct {
 	asked   chan struct{}
 	release chan struct{}
-
-	mu      sync.Mutex
-	deliver func(Publication, Position)
+	sink    Sink
 }
+
+func (b *slowBus) Start(sink Sink) error { b.sink = sink; return nil }
 
 func (b *slowBus) Publish(ctx context.Context, p Publication) (Position, error) {
 	b.asked <- struct{}{}
 	select {
 	case <-b.release:
-		b.mu.Lock()
-		defer b.mu.Unlock()
 		at := Position{Seq: 1, Epoch: "slow"}
-		b.deliver(p, at)
+		b.sink.Deliver(p, at)
 		return at, nil
 	case <-ctx.Done():
 		return Position{}, ctx.Err()
 	}
 }
 
-func (b *slowBus) Subscribe(_ string, deliver func(Publication, Position)) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.deliver = deliver
-	return nil
-}
-
-func (*slowBus) Unsubscribe(string) {}
-func (*slowBus) Close() error       { return nil }
+func (b *slowBus) Subscribe(topic string) { b.sink.Ready(topic, Position{Epoch: "slow"}, nil) }
+func (*slowBus) Unsubscribe(string)       {}
+func (*slowBus) Close() error             { return nil }
 
 // A requester may leave while the bus still thinks; the message goes on.
 func TestSlowBusOutlivesTheRequester(t *testing.T) {

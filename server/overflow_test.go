@@ -161,11 +161,11 @@ func TestGapDoesNotSpanEpochs(t *testing.T) {
 	s := newSim(t, 1, Config{})
 	p := s.dial("/ws?topics=t")
 	for _, at := range []Position{{8, "x"}, {9, "x"}, {1, "y"}, {2, "y"}} {
-		s.srv.hub.deliver(Publication{Topic: "t", Message: Message{Data: []byte("1"), TTL: time.Second}}, at)
+		s.srv.hub.Deliver(Publication{Topic: "t", Message: Message{Data: []byte("1"), TTL: time.Second}}, at)
 	}
 	s.Time += time.Second
 	s.run()
-	if got, _ := p.data(); fmt.Sprint(got) != "[ttl:8-9 ttl:1-2]" {
+	if got, _ := p.data(); fmt.Sprint(got) != "[epoch:1-7 ttl:8-9 epoch:1-0 ttl:1-2]" {
 		t.Errorf("got %v", got)
 	}
 	s.check()

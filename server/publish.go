@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/tocsin-push/tocsin/server/internal/engine"
@@ -85,7 +84,7 @@ type sending struct {
 	id    string
 	at    Position
 	wait  Wait
-	about int // connections of a broadcast, which its shards count later
+	about int // connections that it is for, if they are counted later
 	out   *message
 	entry *onceEntry // of a message with a key, nil without; if set, its own sending has the fields above
 	again bool       // another publish with this key came first
@@ -132,7 +131,7 @@ func (srv *Server) begin(ctx context.Context, a *address, m *Message, b *batch) 
 	if m.ID == "" {
 		m.ID = srv.newID()
 	}
-	if a.verb == verbPublish && srv.hub.remote() {
+	if a.verb == verbPublish && !srv.hub.immediate {
 		m.Data = bytes.Clone(m.Data) // the bus may keep it, and the caller may reuse his
 	}
 	if key == "" {
@@ -155,24 +154,45 @@ func (srv *Server) place(ctx context.Context, a *address, m *Message, b *batch) 
 	about := 0
 	switch a.verb {
 	case verbPublish:
-		at, err = srv.hub.bus.Publish(ctx, Publication{Topic: a.topic, Message: *m, out: out})
-		if err == nil && !out.taken.Swap(true) {
-			out.Delivered() // nobody here, or it will come from elsewhere
-		}
+		at, about, err = srv.overBus(ctx, out, a.topic, m)
 	case verbPush:
-		err = srv.push(out, a.to, m, b)
+		if err = srv.push(out, a.to, m, b); err != nil {
+			srv.release(out.cost)
+		}
 	case verbBroadcast:
 		about = srv.engine.Connections()
 		srv.broadcast(out, m)
 	}
 	if err != nil {
-		if !out.taken.Swap(true) {
-			srv.release(out.cost)
-		}
 		return sending{}, err
 	}
 	srv.counts.published.Add(1)
 	return sending{id: m.ID, at: at, wait: m.Wait, about: about, out: out}, nil
+}
+
+// overBus publishes out to a topic. about is how many subscribers there are, if
+// nobody waits to learn it from the delivery.
+func (srv *Server) overBus(ctx context.Context, out *message, topic string, m *Message) (at Position, about int, err error) {
+	origin := srv.flight.add(out)
+	at, err = srv.hub.bus.Publish(ctx, Publication{Topic: topic, Message: *m, Origin: origin})
+	switch {
+	case err != nil:
+		if srv.flight.take(origin) != nil {
+			srv.release(out.cost)
+		}
+	case !srv.flight.has(out) && (m.Wait > WaitNone || out.Total() > 0):
+		// It was delivered, or is being delivered.
+	case m.Wait > WaitNone && srv.hub.comes(topic, at):
+		srv.flight.expect(expected{out, topic, at, srv.engine.Now()})
+	default: // nobody here, or nobody waits
+		if srv.flight.take(origin) != nil {
+			out.Delivered()
+		}
+		if m.Wait == WaitNone && at != (Position{}) {
+			about = srv.hub.subscribers(topic)
+		}
+	}
+	return at, about, err
 }
 
 // push gives out to every connection of a target.
@@ -338,11 +358,11 @@ func costOf(m *Message) int64 { return int64(len(m.Data)) + 512 }
 // message is a [Message] on its way.
 type message struct {
 	engine.Parcel
-	srv   *Server
-	cost  int64         // what it takes of the publish budget
-	taken atomic.Bool   // it is on its way to shards, or was given up
-	done  chan struct{} // closed when it was delivered; nil if nobody waits
-	acks  *ackWait      // of a push that waits for them
+	srv    *Server
+	cost   int64         // what it takes of the publish budget
+	number uint64        // of the flight
+	done   chan struct{} // closed when it was delivered; nil if nobody waits
+	acks   *ackWait      // of a push that waits for them
 }
 
 // newMessage makes what shards pass on; encode gives it its bytes.

@@ -25,10 +25,11 @@ func (srv *Server) Topic(name string) (at Position, subscribers int, ok bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	t := srv.hub.findLocked(st, name)
-	if t == nil {
+	if t == nil || !t.ready() {
 		return Position{}, 0, false
 	}
-	return Position(srv.hub.position(t)), int(t.n), true
+	subscribers, _ = t.subscribers()
+	return Position(srv.hub.position(t)), subscribers, true
 }
 
 // Topics returns the topics that the connections of a target are subscribed to,

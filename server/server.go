@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -35,6 +37,7 @@ type Server struct {
 	counts         counts
 	acks           acks
 	once           onces
+	flight         flight
 	forgetting     forgetting
 
 	// Owned by Shutdown.
@@ -60,8 +63,11 @@ func New(cfg Config) (*Server, error) {
 
 // start makes what runs.
 func (srv *Server) start() error {
+	if err := srv.hub.bus.Start(srv.hub); err != nil {
+		return fmt.Errorf("start bus: %w", err)
+	}
 	if err := srv.engine.Start(); err != nil {
-		return err
+		return errors.Join(err, srv.hub.bus.Close())
 	}
 	srv.forgetting.mu.Lock()
 	defer srv.forgetting.mu.Unlock()
@@ -89,6 +95,7 @@ func newServer(cfg Config) (*Server, error) {
 	srv.log = seldom.New(cfg.Logger, srv.engine.Now)
 	srv.acks = acks{after: srv.engine.After, waiting: map[string][]*ackWait{}}
 	srv.once = newOnces(srv.engine.Now, cfg.IdempotencyBudget)
+	srv.flight.node = srv.randomNumber()
 	srv.hub = newHub(srv)
 	return srv, nil
 }
@@ -110,6 +117,13 @@ func (srv *Server) engineConfig() engine.Config {
 		WriteTimeout: c.WriteTimeout, OutboxAge: c.OutboxAge, PingInterval: c.PingInterval,
 		PongTimeout: c.PongTimeout, CloseTimeout: c.CloseTimeout, Drain: c.Drain, ReturnWindow: c.ReturnWindow,
 	}
+}
+
+// randomNumber returns a number that no other process has.
+func (srv *Server) randomNumber() uint64 {
+	var b [8]byte
+	srv.engine.Rand(b[:])
+	return binary.LittleEndian.Uint64(b[:])
 }
 
 // Capacity returns how many connections the server takes at once.
@@ -167,5 +181,6 @@ func (f *forgetting) end() {
 func (srv *Server) forget() {
 	now := srv.engine.Now()
 	srv.once.forget(now)
-	srv.hub.forget(now)
+	srv.hub.tick(now)
+	srv.flight.giveUp(now, srv.hub.comes)
 }

@@ -40,6 +40,7 @@ type shardData struct {
 	id        []byte
 	topics    []string // that a handshake asks for
 	positions []wire.Position
+	held      []*topic
 }
 
 func (srv *Server) data(t *engine.Turn) *shardData { return &srv.shards[t.Shard()] }

@@ -191,7 +191,7 @@ func (s *sim) step(clients []*simClient) {
 		s.Stale(netpoll.Event{Key: uint64(c.Ref), Readable: true, Writable: true})
 	case k < 90:
 		s.sweep(time.Duration(s.Rng.IntN(int(2 * time.Second))))
-		s.srv.hub.forget(s.Time)
+		s.srv.hub.tick(s.Time)
 	default:
 		s.turn(s.Rng.IntN(len(s.srv.shards)))
 	}

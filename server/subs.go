@@ -5,35 +5,60 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// join subscribes a connection to a topic. begin makes, from the position behind
-// which messages follow, what is done when the subscription takes effect: at its
-// place in the shard's inbox, behind the messages that came before. begin is
-// called under the topic's lock.
-func (srv *Server) join(t *engine.Turn, c *engine.Conn, s *session, topic string, begin func(*subset, wire.Position) engine.Task) error {
-	behind := func(sub *subset, at wire.Position) {
-		srv.engine.Behind(&sub.group, c.Ref(), begin(sub, at))
-	}
-	if sub := s.find(topic); sub != nil {
-		srv.hub.reannounce(sub, behind)
-		return nil
-	}
-	sub, err := srv.hub.join(t.Shard(), topic, behind)
-	if err != nil {
-		srv.log.Error("cannot subscribe", "error", err)
-		return err
-	}
-	s.add(sub)
-	return nil
+// subscriber is who wants to join topics. One of its methods is called, in the
+// connection's turn.
+type subscriber interface {
+	// enter is given the topics, which are ready and held.
+	enter(t *engine.Turn, c *engine.Conn, topics []*topic)
+	// fail is told that the bus does not give all of them.
+	fail(t *engine.Turn, c *engine.Conn)
 }
 
-// subscribeEarly joins c to a topic of its handshake; the welcome tells the
-// position.
-func (srv *Server) subscribeEarly(t *engine.Turn, c *engine.Conn, s *session, topic string) (at wire.Position) {
-	_ = srv.join(t, c, s, topic, func(sub *subset, p wire.Position) engine.Task {
-		at = p
-		return &entering{srv: srv, sub: sub}
-	})
-	return at
+// subscribing is a connection that waits for topics of which the bus has not said
+// yet where they stand. It is paused and holds them; nothing else is kept of it.
+type subscribing struct {
+	srv    *Server
+	topics []*topic
+	at     int // the one that is waited for
+	call   *engine.Call
+	then   subscriber
+}
+
+// waitFor has then go on when the bus has said where all of topics stand.
+func (srv *Server) waitFor(t *engine.Turn, c *engine.Conn, topics []*topic, then subscriber) {
+	w := &subscribing{srv: srv, topics: topics, then: then}
+	w.wait(t, c)
+}
+
+func (w *subscribing) wait(t *engine.Turn, c *engine.Conn) {
+	w.call = t.Pause(c, w)
+	w.srv.hub.await(w.topics[w.at], w)
+}
+
+// wake implements waiter.
+func (w *subscribing) wake() { w.srv.engine.Resume(w.call) }
+
+// Done implements [engine.Wait].
+func (w *subscribing) Done(t *engine.Turn, c *engine.Conn) {
+	for ; w.at < len(w.topics); w.at++ {
+		ready, decided := w.srv.hub.stands(w.topics[w.at])
+		if !decided {
+			w.wait(t, c)
+			return
+		}
+		if !ready {
+			w.srv.hub.release(w.topics)
+			w.then.fail(t, c)
+			return
+		}
+	}
+	w.then.enter(t, c, w.topics)
+}
+
+// Gone implements [engine.Wait].
+func (w *subscribing) Gone() {
+	w.srv.hub.forsake(w.topics[w.at], w)
+	w.srv.hub.release(w.topics)
 }
 
 // unsubscribe takes c out of a topic.
@@ -82,4 +107,14 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 	if e.reply.Recovered == wire.NotRecovered {
 		t.Send(c, codec.AppendMissed(nil, e.gap))
 	}
+}
+
+// enterEarly joins c to a topic of its handshake, which is held; the welcome tells
+// the position.
+func (srv *Server) enterEarly(t *engine.Turn, c *engine.Conn, s *session, topic *topic) (at wire.Position) {
+	s.add(srv.hub.enter(topic, t.Shard(), func(sub *subset, p wire.Position) {
+		at = p
+		srv.engine.Behind(&sub.group, c.Ref(), &entering{srv: srv, sub: sub})
+	}))
+	return at
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -101,6 +102,16 @@ func (srv *Server) enroll(ctx context.Context, to Target, topic string, off bool
 		return 0, err
 	}
 	refs := srv.resolve(nil, to)
+	if !off && len(refs) > 0 {
+		held, ready := srv.hub.hold(topic)
+		all := holds(held)
+		defer srv.hub.release(all)
+		if !ready {
+			if err := srv.ready(ctx, all); err != nil {
+				return 0, err
+			}
+		}
+	}
 	tasks := make([]enrollment, len(refs))
 	told := srv.newTold(len(refs))
 	for i, r := range refs {
@@ -128,6 +139,19 @@ func (srv *Server) enroll(ctx context.Context, to Target, topic string, off bool
 		err = fmt.Errorf("%w: %s has no connection", ErrNobody, to)
 	}
 	return n, err
+}
+
+// holds is a list of topics, where their type's name means something else.
+func holds(topics ...*topic) []*topic { return topics }
+
+// ready waits until topics, which are held, are ready.
+func (srv *Server) ready(ctx context.Context, topics []*topic) error {
+	var err error
+	_, refused := srv.hub.awaitAll(topics, func(woken <-chan struct{}) bool {
+		err = srv.wait(ctx, woken)
+		return err == nil
+	})
+	return cmp.Or(err, refused)
 }
 
 // told is how a goroutine waits for what it asked turns to do. What it asked is
@@ -185,13 +209,25 @@ func (e *enrollment) Do(t *engine.Turn, c *engine.Conn) {
 	case sub == nil && s.topics() >= e.srv.cfg.MaxTopics:
 		e.err = fmt.Errorf("%w: the limit is %d", ErrTooManyTopics, e.srv.cfg.MaxTopics)
 	case sub == nil:
-		e.err = e.srv.join(t, c, s, e.topic, func(sub *subset, at wire.Position) engine.Task {
-			return &enrolled{e.srv, sub, at}
-		})
-		e.done = e.err == nil
+		e.done = e.enter(t, c, s)
 	default:
 		e.done = true
 	}
+}
+
+// enter joins c to the topic, which enroll holds: that it is not ready any more is
+// for a caller who has gone.
+func (e *enrollment) enter(t *engine.Turn, c *engine.Conn, s *session) bool {
+	held, ready := e.srv.hub.hold(e.topic)
+	if !ready {
+		e.srv.hub.release([]*topic{held})
+		e.err = errNoTopic
+		return false
+	}
+	s.add(e.srv.hub.enter(held, t.Shard(), func(sub *subset, at wire.Position) {
+		e.srv.engine.Behind(&sub.group, c.Ref(), &enrolled{e.srv, sub, at})
+	}))
+	return true
 }
 
 // enrolled is a subscription by the server that takes effect in its turn.

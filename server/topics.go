@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 	"sync/atomic"
 
@@ -20,7 +19,11 @@ type hub struct {
 	bus    Bus
 	srv    *Server
 
-	lingering [64]lingering // beside each stripe of topics; guarded by that stripe
+	immediate bool // the bus is [Immediate]
+
+	// Beside each stripe of topics; guarded by that stripe.
+	lingering [64]lingering
+	busSides  [64]busSide
 	lingers   lingerTotals
 
 	subscriptions atomic.Int64
@@ -31,26 +34,32 @@ func newHub(srv *Server) *hub {
 	if h.bus == nil {
 		h.bus = localBus{h}
 	}
+	_, h.immediate = h.bus.(Immediate)
 	return h
 }
 
-// remote reports whether the bus is one between nodes, which may block and may
-// keep what it is given.
-func (h *hub) remote() bool {
-	_, local := h.bus.(localBus)
-	return !local
-}
-
-// topic is a topic with subscribers, or one that lingers without any. When it is
-// forgotten and somebody subscribes again, it starts with another epoch.
-// Everything but the name is guarded by the topic's stripe of the index.
+// topic is a topic with subscribers, or one that lingers without any, or one
+// that the bus was asked for. When it is forgotten and somebody subscribes again,
+// it starts with another epoch. Everything but the name is guarded by the topic's
+// stripe of the index. It is 48 bytes, a size class of Go's allocator.
 type topic struct {
 	flow  engine.Flow // static; its name
 	seq   uint64
-	epoch *string // of a bus between nodes; nil for this process's numbering
-	born  uint32  // which topic of this process's epoch
-	n     int32   // subscribers, those included whose joining is in an inbox
-	subs  *subset
+	epoch *string // that the bus gave; nil for this process's numbering; unready or refused before
+	born  uint32  // which topic of this process's epoch, and in the lowest two bits its policy
+	n     int32   // holds and subscribers, those included whose joining is in an inbox
+	subs  *subset // nil if there are no subscribers
+}
+
+func (t *topic) policy() engine.Policy { return engine.Policy(t.born & 3) }
+
+// subscribers counts the subscribers, and the shards that they are in.
+func (t *topic) subscribers() (n, shards int) {
+	for sub := t.subs; sub != nil; sub = sub.next {
+		n += int(sub.n)
+		shards++
+	}
+	return n, shards
 }
 
 func policyOf(o Overflow) engine.Policy {
@@ -73,6 +82,8 @@ type subset struct {
 	group engine.Group // those that have joined; owned by the shard's turn
 }
 
+func (h *hub) busSide(name string) *busSide { return &h.busSides[h.topics.number(name)] }
+
 func (t *topic) indexName() string { return t.flow.Name }
 
 // position is where the topic stands; the caller holds the stripe.
@@ -80,29 +91,53 @@ func (h *hub) position(t *topic) wire.Position {
 	if t.epoch != nil {
 		return wire.Position{Seq: t.seq, Epoch: *t.epoch}
 	}
-	return wire.Position{Seq: t.seq, Epoch: h.epoch + strconv.FormatUint(uint64(t.born), 36)}
+	return wire.Position{Seq: t.seq, Epoch: h.epoch + strconv.FormatUint(uint64(t.born>>2), 36)}
 }
 
-// join adds a subscriber of topic name in a shard. It calls behind, which
-// appends to the shard's inbox, with the topic's position, in front of every
-// later message. The caller holds no lock, may reuse name, and calls leave once
-// when the subscriber goes.
-func (h *hub) join(shard int, name string, behind func(*subset, wire.Position)) (*subset, error) {
-	st := h.topics.stripe(name)
+// hold keeps topic name, which it begins if need be, for somebody who wants to
+// join it; who undoes that with enter or release. It is ready if the bus has said
+// where it stands; else see [hub.await]. The caller holds no lock and may reuse
+// name.
+func (h *hub) hold(name string) (t *topic, ready bool) {
+	i := h.topics.number(name)
+	st := &h.topics.stripes[i]
 	st.mu.Lock()
-	defer st.mu.Unlock()
-	var t *topic
 	if at := st.find(name); at != nil {
 		t = *at
 	} else if t = h.reviveLocked(name); t != nil {
 		st.insert(t)
 	} else {
 		t = h.newTopic(name)
-		if err := h.bus.Subscribe(t.flow.Name, h.deliver); err != nil {
-			return nil, fmt.Errorf("subscribe to %q: %w", t.flow.Name, err)
-		}
 		st.insert(t)
+		h.busSides[i].later(busCall{t.flow.Name, true})
 	}
+	t.n++
+	ready = t.ready()
+	st.mu.Unlock()
+	if !ready {
+		h.callBus(i)
+		ready, _ = h.stands(t)
+	}
+	return t, ready
+}
+
+// stands reports whether a held topic is ready, and whether the bus has decided
+// that: if it has and the topic is not, nobody can join it.
+func (h *hub) stands(t *topic) (ready, decided bool) {
+	st := h.topics.stripe(t.flow.Name)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return t.ready(), t.epoch != unready
+}
+
+// enter makes a hold of a topic that is ready a subscription, in a shard. It
+// calls behind, which appends to the shard's inbox, with the topic's position, in
+// front of every later message. The caller holds no lock, and calls leave once
+// when the subscriber goes.
+func (h *hub) enter(t *topic, shard int, behind func(*subset, wire.Position)) *subset {
+	st := h.topics.stripe(t.flow.Name)
+	st.mu.Lock()
+	defer st.mu.Unlock()
 	sub := t.subs
 	for sub != nil && sub.shard != int32(shard) {
 		sub = sub.next
@@ -111,14 +146,39 @@ func (h *hub) join(shard int, name string, behind func(*subset, wire.Position)) 
 		sub = &subset{topic: t, shard: int32(shard), next: t.subs}
 		t.subs = sub
 	}
-	t.n++
 	sub.n++
 	h.subscriptions.Add(1)
 	behind(sub, h.position(t))
-	return sub, nil
+	return sub
 }
 
-// reannounce is join for a connection that is subscribed already: it counts
+// release undoes the holds of somebody who does not join.
+func (h *hub) release(topics []*topic) {
+	for _, t := range topics {
+		i := h.topics.number(t.flow.Name)
+		st := &h.topics.stripes[i]
+		st.mu.Lock()
+		h.releaseLocked(st, t)
+		st.mu.Unlock()
+		h.callBus(i)
+	}
+}
+
+func (h *hub) releaseLocked(st *stripe[*topic], t *topic) {
+	if t.n--; t.n > 0 || t.epoch == refused {
+		return
+	}
+	st.remove(t.flow.Name)
+	if t.epoch == unready {
+		b := h.busSide(t.flow.Name)
+		delete(b.waiting, t)
+		b.later(busCall{t.flow.Name, false})
+		return
+	}
+	h.lingerLocked(t)
+}
+
+// reannounce is enter for a connection that is subscribed already: it counts
 // nothing and only calls behind with the topic's position.
 func (h *hub) reannounce(sub *subset, behind func(*subset, wire.Position)) {
 	st := h.topics.stripe(sub.topic.flow.Name)
@@ -127,15 +187,14 @@ func (h *hub) reannounce(sub *subset, behind func(*subset, wire.Position)) {
 	behind(sub, h.position(sub.topic))
 }
 
-// leave undoes a join. The caller is the shard's turn and has taken the
-// connection out of sub.set.
+// leave undoes an enter. The caller is the shard's turn and has taken the
+// connection out of sub's group.
 func (h *hub) leave(sub *subset) {
 	t := sub.topic
-	st := h.topics.stripe(t.flow.Name)
+	i := h.topics.number(t.flow.Name)
+	st := &h.topics.stripes[i]
 	st.mu.Lock()
-	defer st.mu.Unlock()
 	h.subscriptions.Add(-1)
-	t.n--
 	if sub.n--; sub.n == 0 {
 		at := &t.subs
 		for *at != sub {
@@ -143,23 +202,12 @@ func (h *hub) leave(sub *subset) {
 		}
 		*at = sub.next
 	}
-	if t.n == 0 {
-		st.remove(t.flow.Name)
-		h.lingerLocked(t)
+	h.releaseLocked(st, t)
+	calls := len(h.busSides[i].calls) > 0
+	st.mu.Unlock()
+	if calls {
+		h.callBus(i)
 	}
-}
-
-// deliver is what a bus calls with each message of a topic.
-func (h *hub) deliver(p Publication, at Position) {
-	st := h.topics.stripe(p.Topic)
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	t := h.findLocked(st, p.Topic)
-	if t == nil {
-		return
-	}
-	t.seq, t.epoch = at.Seq, &at.Epoch
-	h.deliverLocked(t, p, at.Seq)
 }
 
 // findLocked returns the topic of that name, with subscribers or lingering,
@@ -174,31 +222,35 @@ func (h *hub) findLocked(st *stripe[*topic], name string) *topic {
 	return nil
 }
 
-// deliverLocked encodes p and appends it to the inbox of every shard with a
-// subscriber. This is where the order of a topic is decided: the caller holds
-// its stripe.
-func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
-	if t.n == 0 {
-		return // it lingers
+// deliverLocked encodes p, which stands at t.seq, and appends it to the inbox of
+// every shard with a subscriber. The caller holds t's stripe.
+func (h *hub) deliverLocked(t *topic, p Publication) {
+	m := h.srv.flight.take(p.Origin)
+	if t.subs == nil { // it lingers
+		if m != nil {
+			m.Delivered()
+		}
+		return
 	}
-	m := p.out
-	if m == nil || m.taken.Swap(true) {
+	if m == nil {
 		m = h.srv.newMessage(&p.Message)
 		h.srv.publishBytes.Add(m.cost)
 	}
-	m.Flow, m.Policy, m.Seq = &t.flow, policyOf(h.srv.cfg.overflow(t.flow.Name)), seq
+	m.Flow, m.Policy, m.Seq = &t.flow, t.policy(), t.seq
 	if m.Policy != engine.Disconnect || m.Expires != 0 {
 		m.Epoch = h.position(t).Epoch // a gap names it
 	}
-	e := h.srv.engine
-	e.Encode(&m.Parcel, wire.Message{Topic: t.flow.Name, Seq: seq, ID: p.Message.ID, Urgency: p.Message.Urgency, Data: p.Message.Data}, false)
-	shards := 0
+	h.srv.engine.Encode(&m.Parcel, wire.Message{Topic: t.flow.Name, Seq: t.seq, ID: p.Message.ID, Urgency: p.Message.Urgency, Data: p.Message.Data}, false)
+	h.sendLocked(t, &m.Parcel)
+}
+
+// sendLocked appends p to the inbox of every shard with a subscriber of t. This
+// is where the order of a topic is decided: the caller holds its stripe.
+func (h *hub) sendLocked(t *topic, p *engine.Parcel) {
+	n, shards := t.subscribers()
+	p.Share(n, shards)
 	for sub := t.subs; sub != nil; sub = sub.next {
-		shards++
-	}
-	m.Share(int(t.n), shards)
-	for sub := t.subs; sub != nil; sub = sub.next {
-		e.Send(int(sub.shard), &sub.group, int(sub.n), &m.Parcel)
+		h.srv.engine.Send(int(sub.shard), &sub.group, int(sub.n), p)
 	}
 }
 
@@ -206,20 +258,32 @@ func (h *hub) deliverLocked(t *topic, p Publication, seq uint64) {
 // the index keeps the number of its last message.
 type localBus struct{ hub *hub }
 
+// Immediate implements [Immediate].
+func (localBus) Immediate() {}
+
+// Start implements [Bus].
+func (localBus) Start(Sink) error { return nil }
+
+// Publish implements [Bus].
 func (b localBus) Publish(_ context.Context, p Publication) (Position, error) {
 	h := b.hub
 	st := h.topics.stripe(p.Topic)
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	t := h.findLocked(st, p.Topic)
-	if t == nil { // nobody is there, nor was a moment ago: it has no numbering
+	if t == nil || !t.ready() { // nobody is there, nor was a moment ago: it has no numbering
 		return Position{}, nil
 	}
 	t.seq++
-	h.deliverLocked(t, p, t.seq)
+	h.deliverLocked(t, p)
 	return Position(h.position(t)), nil
 }
 
-func (localBus) Subscribe(string, func(Publication, Position)) error { return nil }
-func (localBus) Unsubscribe(string)                                  {}
-func (localBus) Close() error                                        { return nil }
+// Subscribe implements [Bus].
+func (b localBus) Subscribe(topic string) { b.hub.ready(topic, 0, nil) }
+
+// Unsubscribe implements [Bus].
+func (localBus) Unsubscribe(string) {}
+
+// Close implements [Bus].
+func (localBus) Close() error { return nil }

@@ -134,13 +134,59 @@ func (a app) Request(t *engine.Turn, c *engine.Conn, r *engine.Request) {
 			reply:     r.Handshake,
 		})
 	default:
-		srv.open(t, c, &r.Handshake, q, identity{user: q.user})
+		srv.upgrade(t, c, &r.Handshake, q, identity{user: q.user})
 	}
 }
 
+// upgrade holds the topics of a handshake and opens c when the bus has said where
+// they stand: the welcome tells it, so until then there is no answer. AuthTimeout
+// bounds that, as everything between the head and the 101.
+func (srv *Server) upgrade(t *engine.Turn, c *engine.Conn, h *engine.Handshake, q upgradeQuery, id identity) {
+	d := srv.data(t)
+	var ready bool
+	if d.held, ready = srv.holdAll(d.held[:0], q.topics); ready {
+		srv.open(t, c, h, q, id, d.held)
+		return
+	}
+	id.user = strings.Clone(id.user)
+	srv.waitFor(t, c, slices.Clone(d.held), &opening{srv, *h, q.clone(), id})
+}
+
+// opening is a handshake that waits for its topics.
+type opening struct {
+	srv       *Server
+	handshake engine.Handshake
+	query     upgradeQuery
+	id        identity
+}
+
+// enter implements subscriber.
+func (o *opening) enter(t *engine.Turn, c *engine.Conn, topics []*topic) {
+	o.srv.open(t, c, &o.handshake, o.query, o.id, topics)
+}
+
+// fail implements subscriber.
+func (o *opening) fail(t *engine.Turn, c *engine.Conn) {
+	t.Refuse(c, http.StatusServiceUnavailable, engine.RejectBus, textNoTopic)
+}
+
+// textNoTopic is what a client is told whose handshake asks for a topic that the
+// bus does not give.
+const textNoTopic = "a topic cannot be subscribed to now"
+
+// holdAll holds topics, appends them to dst, and reports whether all are ready.
+func (srv *Server) holdAll(dst []*topic, names []string) (held []*topic, ready bool) {
+	ready = true
+	for _, name := range names {
+		t, ok := srv.hub.hold(name)
+		dst, ready = append(dst, t), ready && ok
+	}
+	return dst, ready
+}
+
 // open answers 101, unless h is nil, and in the same write the welcome; then c
-// is open.
-func (srv *Server) open(t *engine.Turn, c *engine.Conn, h *engine.Handshake, q upgradeQuery, id identity) {
+// is open. It joins the topics of q, which are held.
+func (srv *Server) open(t *engine.Turn, c *engine.Conn, h *engine.Handshake, q upgradeQuery, id identity, topics []*topic) {
 	d := srv.data(t)
 	t.Upgrade(c, h, q.codec)
 	s := d.newSession(t.Index(c))
@@ -154,9 +200,11 @@ func (srv *Server) open(t *engine.Turn, c *engine.Conn, h *engine.Handshake, q u
 	admitted := s.user == "" || srv.hub.login(s, c.Ref())
 	d.positions = d.positions[:0]
 	if admitted {
-		for _, topic := range q.topics {
-			d.positions = append(d.positions, srv.subscribeEarly(t, c, s, topic))
+		for _, topic := range topics {
+			d.positions = append(d.positions, srv.enterEarly(t, c, s, topic))
 		}
+	} else {
+		srv.hub.release(topics)
 	}
 	srv.logOpen(t, c, s)
 	d.id = srv.ids.append(d.id[:0], c.Ref())
@@ -268,7 +316,7 @@ func (j *authJob) Done(t *engine.Turn, c *engine.Conn) {
 		t.Refuse(c, j.status, j.reason, j.text)
 		return
 	}
-	j.srv.open(t, c, &j.reply, j.query, j.id)
+	j.srv.upgrade(t, c, &j.reply, j.query, j.id)
 }
 
 // Serve accepts connections on ln until [Server.Shutdown] and then returns an
@@ -315,13 +363,30 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		g.Refuse(a.status, a.reason, a.text)
 		return
 	}
-	g.Enter(entrance{a})
+	held, ready := srv.holdAll(nil, a.query.topics)
+	if !ready {
+		if waited, err := srv.hub.awaitAll(held, g.Wait); !waited || err != nil {
+			srv.hub.release(held)
+			if err != nil {
+				g.Refuse(http.StatusServiceUnavailable, engine.RejectBus, textNoTopic)
+			}
+			return
+		}
+	}
+	g.Enter(&entrance{a, held})
 }
 
 // entrance is an admission to a connection that came by ServeHTTP.
-type entrance struct{ a *admission }
-
-// Do implements engine.Task.
-func (e entrance) Do(t *engine.Turn, c *engine.Conn) {
-	e.a.srv.open(t, c, nil, e.a.query, e.a.id)
+// Its topics are ready and held.
+type entrance struct {
+	a      *admission
+	topics []*topic
 }
+
+// Done implements [engine.Wait].
+func (e *entrance) Done(t *engine.Turn, c *engine.Conn) {
+	e.a.srv.open(t, c, nil, e.a.query, e.a.id, e.topics)
+}
+
+// Gone implements [engine.Wait].
+func (e *entrance) Gone() { e.a.srv.hub.release(e.topics) }

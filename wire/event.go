@@ -61,7 +61,7 @@ type Gap struct {
 	Epoch  string `json:"epoch"`
 	From   uint64 `json:"from"`
 	To     uint64 `json:"to"`
-	Reason string `json:"reason"` // at a resume: epoch, retention; later: overflow, collapsed, ttl, budget
+	Reason string `json:"reason"` // at a resume: epoch, retention; later: overflow, collapsed, ttl, budget, bus, epoch
 }
 
 // Cancel tells that the server ended a subscription.

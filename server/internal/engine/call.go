@@ -53,7 +53,7 @@ func (t *Turn) Call(c *Conn, job Job) {
 type Wait interface {
 	// Done goes on with the connection, in its turn.
 	Done(t *Turn, c *Conn)
-	// Gone is told, in the turn of the connection's shard, that it ends.
+	// Gone is told that it ends, in the turn of its shard if it has one.
 	Gone()
 }
 

@@ -122,13 +122,26 @@ func (g *Guest) Run(job func()) bool {
 	call := &Call{job: guestJob(job), guest: ctx, returned: make(chan struct{})}
 	// A turn submits it: that waits if there is no room.
 	e.AskShard(int(e.counts.accepted.Load()%uint64(len(e.shards))), submission{call})
+	returned := g.wait(ctx, call.returned)
+	if returned && call.panicked {
+		g.refuse(authFailed())
+	}
+	return returned && !call.panicked
+}
+
+// Wait waits until done is closed, at most for Config.AuthTimeout. It reports
+// false if the guest was refused instead.
+func (g *Guest) Wait(done <-chan struct{}) bool {
+	ctx, cancel := context.WithTimeout(g.r.Context(), g.e.cfg.AuthTimeout)
+	defer cancel()
+	return g.wait(ctx, done)
+}
+
+func (g *Guest) wait(ctx context.Context, done <-chan struct{}) bool {
 	select {
-	case <-call.returned:
-		if call.panicked {
-			g.refuse(authFailed())
-		}
-		return !call.panicked
-	case <-e.drain.cut:
+	case <-done:
+		return true
+	case <-g.e.drain.cut:
 		g.refuse(shuttingDown())
 	case <-ctx.Done():
 		if g.r.Context().Err() != nil {
@@ -160,9 +173,16 @@ func (s submission) Do(t *Turn, _ *Conn) {
 
 // Enter answers 101, takes the connection from its http.Server, and has begin
 // done in the turn of its shard, which calls [Turn.Upgrade] without a Handshake.
-// If that fails it is logged, as the peer cannot be told any more.
-func (g *Guest) Enter(begin Task) {
+// If that fails it is logged, as the peer cannot be told any more, and begin is
+// gone.
+func (g *Guest) Enter(begin Wait) {
 	e := g.e
+	came := false
+	defer func() { // also if rw panics
+		if !came {
+			begin.Gone()
+		}
+	}()
 	if e.drain.on.Load() {
 		g.refuse(shuttingDown())
 		return
@@ -187,7 +207,7 @@ func (g *Guest) Enter(begin Task) {
 		e.log.Error("cannot take over a connection from net/http", "error", err)
 		return
 	}
-	g.gone = true
+	g.gone, came = true, true
 	e.AskShard(shardOf(fd, len(e.shards)), &arrival{fd, early, begin})
 }
 
@@ -195,17 +215,18 @@ func (g *Guest) Enter(begin Task) {
 type arrival struct {
 	fd    int
 	early []byte // what came behind the request
-	begin Task
+	begin Wait
 }
 
 // Do implements Task.
 func (a *arrival) Do(t *Turn, _ *Conn) {
 	c := t.attach(a.fd)
 	if c == nil {
+		a.begin.Gone()
 		return
 	}
 	t.become(c, stateAuth)
-	a.begin.Do(t, c)
+	a.begin.Done(t, c)
 	t.start(c, a.early)
 	if t.e.drain.atOnce.Load() && c.state != stateDead { // the drain has passed
 		if c.state == stateOpen {

@@ -1,0 +1,321 @@
+package server
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/tocsin-push/tocsin/server/internal/engine"
+)
+
+// The hub is the bus's [Sink]. A topic is held first: then somebody wants it,
+// and the bus was asked for it. When the bus has said where it stands, and not
+// before, connections enter it. Those that came before that wait, paused.
+
+// What topic.epoch points to while the bus has not given one.
+var (
+	unready = new(string) // it was asked for the topic
+	refused = new(string) // it has none; the hub has forgotten the topic
+)
+
+// ready reports whether it is known where t stands. The caller holds the stripe.
+func (t *topic) ready() bool { return t.epoch != unready && t.epoch != refused }
+
+// busSide is what the bus and one stripe of topics have to do with each other.
+// It is guarded by that stripe.
+type busSide struct {
+	waiting map[*topic]*waiting // that are not ready, and for which a connection waits
+	lost    map[string]bool     // topics with subscribers that the bus has no more
+	calls   []busCall           // of the bus, in this order
+	made    int                 // so many of them
+	calling bool                // somebody makes them
+}
+
+// waiting is who waits for a topic.
+type waiting struct {
+	since time.Duration
+	all   map[waiter]bool
+}
+
+// waiter is who waits: a connection, or a goroutine. wake is called with the
+// stripe held.
+type waiter interface{ wake() }
+
+// blocked is a goroutine that waits. It is closed to wake that.
+type blocked chan struct{}
+
+func (b blocked) wake() { close(b) }
+
+// busCall is a call of Subscribe or Unsubscribe.
+type busCall struct {
+	topic string
+	begin bool
+}
+
+// later has the bus called. The caller holds the stripe, and calls callBus when it
+// has let go of it; or it is called by the bus, and the ticker does.
+func (b *busSide) later(c busCall) { b.calls = append(b.calls, c) }
+
+// callBus makes the calls of stripe i. Of all who come here at once one makes
+// them, so they keep their order and no lock is held.
+func (h *hub) callBus(i int) {
+	mu, b := &h.topics.stripes[i].mu, &h.busSides[i]
+	mu.Lock()
+	defer mu.Unlock()
+	if b.calling {
+		return
+	}
+	b.calling = true
+	defer func() { b.calling = false }() // also if the bus panics
+	for b.made < len(b.calls) {
+		c := b.calls[b.made]
+		b.calls[b.made] = busCall{}
+		b.made++
+		h.callUnlocked(mu, c)
+	}
+	if b.calls, b.made = b.calls[:0], 0; cap(b.calls) > 64 {
+		b.calls = nil
+	}
+}
+
+func (h *hub) callUnlocked(mu sync.Locker, c busCall) {
+	mu.Unlock()
+	defer mu.Lock()
+	if c.begin {
+		h.bus.Subscribe(c.topic)
+	} else {
+		h.bus.Unsubscribe(c.topic)
+	}
+}
+
+// await has w woken when the held topic t is ready or refused.
+func (h *hub) await(t *topic, w waiter) {
+	i := h.topics.number(t.flow.Name)
+	mu, b := &h.topics.stripes[i].mu, &h.busSides[i]
+	mu.Lock()
+	defer mu.Unlock()
+	if t.epoch != unready {
+		w.wake()
+		return
+	}
+	of := b.waiting[t]
+	if of == nil {
+		if b.waiting == nil {
+			b.waiting = map[*topic]*waiting{}
+		}
+		of = &waiting{since: h.srv.engine.Now(), all: map[waiter]bool{}}
+		b.waiting[t] = of
+	}
+	of.all[w] = true
+}
+
+// forsake undoes an await.
+func (h *hub) forsake(t *topic, w waiter) {
+	i := h.topics.number(t.flow.Name)
+	mu, b := &h.topics.stripes[i].mu, &h.busSides[i]
+	mu.Lock()
+	defer mu.Unlock()
+	if of := b.waiting[t]; of != nil {
+		delete(of.all, w)
+	}
+}
+
+// awaitAll waits in the caller's goroutine until all of topics, which are held, are
+// ready. wait waits until its argument is closed or returns false: then awaitAll
+// gives up and does too. It fails if one of them is refused.
+func (h *hub) awaitAll(topics []*topic, wait func(<-chan struct{}) bool) (waited bool, err error) {
+	for _, t := range topics {
+		woken := make(blocked)
+		h.await(t, woken)
+		if !wait(woken) {
+			h.forsake(t, woken)
+			return false, nil
+		}
+		if ready, _ := h.stands(t); !ready {
+			return true, errNoTopic
+		}
+	}
+	return true, nil
+}
+
+// errNoTopic is why a backend cannot subscribe anybody to a topic.
+var errNoTopic = errors.New("server: the bus does not give this topic now")
+
+// wakeLocked wakes those who wait for t.
+func (h *hub) wakeLocked(b *busSide, t *topic) {
+	w := b.waiting[t]
+	if w == nil {
+		return
+	}
+	for who := range w.all {
+		who.wake()
+	}
+	if delete(b.waiting, t); len(b.waiting) == 0 {
+		b.waiting = nil
+	}
+}
+
+// Ready implements [Sink].
+func (h *hub) Ready(name string, at Position, err error) {
+	if err != nil {
+		h.srv.log.Error("the bus has no subscription of a topic", "topic", name, "error", err)
+		h.refuse(name)
+		return
+	}
+	h.ready(name, at.Seq, &at.Epoch)
+}
+
+// ready is Ready without an error. A nil epoch is one of this process's
+// numbering.
+func (h *hub) ready(name string, seq uint64, epoch *string) {
+	i := h.topics.number(name)
+	st := &h.topics.stripes[i]
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch t := h.findLocked(st, name); {
+	case t == nil: // it was unsubscribed meanwhile
+	case t.epoch == unready:
+		t.seq, t.epoch = seq, epoch
+		h.wakeLocked(&h.busSides[i], t)
+	case epoch != nil:
+		h.missedLocked(t, Position{seq, *epoch})
+	}
+}
+
+// refuse is Ready with an error.
+func (h *hub) refuse(name string) {
+	i := h.topics.number(name)
+	st, b := &h.topics.stripes[i], &h.busSides[i]
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if l := h.lingeringOf(name).find(name); l != nil {
+		h.forgetLocked(h.lingeringOf(name), l)
+		return
+	}
+	at := st.find(name)
+	switch {
+	case at == nil:
+	case (*at).epoch == unready:
+		h.refuseLocked(st, b, *at)
+	default:
+		if b.lost == nil {
+			b.lost = map[string]bool{}
+		}
+		b.lost[name] = true
+	}
+}
+
+// refuseLocked forgets t, which is not ready. Nobody joins it any more; the next
+// who wants it asks the bus again.
+func (h *hub) refuseLocked(st *stripe[*topic], b *busSide, t *topic) {
+	t.epoch = refused
+	st.remove(t.flow.Name)
+	b.later(busCall{t.flow.Name, false})
+	h.wakeLocked(b, t)
+}
+
+// Deliver implements [Sink].
+func (h *hub) Deliver(p Publication, at Position) {
+	st := h.topics.stripe(p.Topic)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	t := h.findLocked(st, p.Topic)
+	if t == nil || !t.ready() || at.Seq == 0 {
+		return
+	}
+	h.missedLocked(t, Position{at.Seq - 1, at.Epoch})
+	if at.Seq <= t.seq {
+		return // it was delivered, or told as lost
+	}
+	t.seq = at.Seq
+	h.deliverLocked(t, p)
+}
+
+// Gap implements [Sink].
+func (h *hub) Gap(name string, at Position) {
+	st := h.topics.stripe(name)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if t := h.findLocked(st, name); t != nil && t.ready() {
+		h.missedLocked(t, at)
+	}
+}
+
+// missedLocked tells the subscribers of t, if what they were given ends before
+// at, that the rest is lost.
+func (h *hub) missedLocked(t *topic, at Position) {
+	from, renumbered := t.seq+1, t.epoch == nil || *t.epoch != at.Epoch
+	if renumbered {
+		from = 1
+		epoch := at.Epoch
+		t.epoch = &epoch
+	} else if at.Seq < from {
+		return
+	}
+	t.seq = at.Seq
+	if t.subs == nil {
+		return // it lingers
+	}
+	h.sendLocked(t, &engine.Parcel{Flow: &t.flow, Seq: at.Seq, Epoch: at.Epoch, Lost: &engine.Lost{From: from, New: renumbered}})
+}
+
+// comes reports whether a message that was published at that position will be
+// delivered to subscribers here, as far as can be known.
+func (h *hub) comes(name string, at Position) bool {
+	st := h.topics.stripe(name)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	t := h.findLocked(st, name)
+	if t == nil || !t.ready() || t.subs == nil || at == (Position{}) {
+		return false
+	}
+	return t.epoch == nil || *t.epoch != at.Epoch || t.seq < at.Seq
+}
+
+// subscribers returns how many subscribers a topic has.
+func (h *hub) subscribers(name string) int {
+	st := h.topics.stripe(name)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	t := h.findLocked(st, name)
+	if t == nil {
+		return 0
+	}
+	n, _ := t.subscribers()
+	return n
+}
+
+// tick ends the numbering of topics that have lingered for long enough, and the
+// wait for topics of which the bus does not say where they stand. It asks again
+// for those that the bus has lost.
+func (h *hub) tick(now time.Duration) {
+	for i := range h.topics.stripes {
+		if silent := h.tickStripe(i, now); silent > 0 {
+			h.srv.log.Error("the bus does not answer", "topics", silent, "for", h.srv.cfg.AuthTimeout)
+		}
+		h.callBus(i)
+	}
+}
+
+// tickStripe is tick for one stripe. It returns of how many topics the bus has
+// said nothing for too long.
+func (h *hub) tickStripe(i int, now time.Duration) (silent int) {
+	st, b := &h.topics.stripes[i], &h.busSides[i]
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	h.forgetLingeringLocked(&h.lingering[i], now)
+	for t, w := range b.waiting {
+		if now-w.since >= h.srv.cfg.AuthTimeout {
+			h.refuseLocked(st, b, t)
+			silent++
+		}
+	}
+	for name := range b.lost {
+		if t := h.findLocked(st, name); t != nil && t.ready() {
+			b.later(busCall{name, false})
+			b.later(busCall{name, true})
+		}
+	}
+	b.lost = nil
+	return silent
+}
