@@ -46,7 +46,11 @@ const (
 	WaitAck
 )
 
-// Receipt says who got a message.
+// Receipt says who got a message: of the connections of this server, whatever the
+// [Bus]. With a bus that delivers later, Subscribers is with WaitNone how many
+// there were when the message had its place; the other waits are for the delivery
+// here. If nobody is subscribed here there is none, and if it is lost on its way
+// the wait ends when that is known, or after ten seconds: then all counts are 0.
 type Receipt struct {
 	ID          string
 	Seq         uint64
