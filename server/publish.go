@@ -180,11 +180,10 @@ func (srv *Server) overBus(ctx context.Context, out *message, topic string, m *M
 		if srv.flight.take(origin) != nil {
 			srv.release(out.cost)
 		}
-	case !srv.flight.has(out) && (m.Wait > WaitNone || out.Total() > 0):
-		// It was delivered, or is being delivered.
-	case m.Wait > WaitNone && srv.hub.comes(topic, at):
+	case m.Wait == WaitNone && out.Total() > 0: // it was delivered
+	case m.Wait > WaitNone && at != (Position{}) && srv.flight.has(out) && srv.hub.comes(topic, at):
 		srv.flight.expect(expected{out, topic, at, srv.engine.Now()})
-	default: // nobody here, or nobody waits
+	default: // it is with the shards, or nobody is here, or nobody waits
 		if srv.flight.take(origin) != nil {
 			out.Delivered()
 		}

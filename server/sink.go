@@ -228,7 +228,7 @@ func (h *hub) Deliver(p Publication, at Position) {
 		return // it was delivered, or told as lost
 	}
 	t.seq = at.Seq
-	h.deliverLocked(t, p)
+	h.deliverLocked(t, &p)
 }
 
 // Gap implements [Sink].
@@ -266,7 +266,7 @@ func (h *hub) comes(name string, at Position) bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	t := h.findLocked(st, name)
-	if t == nil || !t.ready() || t.subs == nil || at == (Position{}) {
+	if t == nil || !t.ready() || t.subs == nil {
 		return false
 	}
 	return t.epoch == nil || *t.epoch != at.Epoch || t.seq < at.Seq

@@ -224,7 +224,7 @@ func (h *hub) findLocked(st *stripe[*topic], name string) *topic {
 
 // deliverLocked encodes p, which stands at t.seq, and appends it to the inbox of
 // every shard with a subscriber. The caller holds t's stripe.
-func (h *hub) deliverLocked(t *topic, p Publication) {
+func (h *hub) deliverLocked(t *topic, p *Publication) {
 	m := h.srv.flight.take(p.Origin)
 	if t.subs == nil { // it lingers
 		if m != nil {
@@ -275,7 +275,7 @@ func (b localBus) Publish(_ context.Context, p Publication) (Position, error) {
 		return Position{}, nil
 	}
 	t.seq++
-	h.deliverLocked(t, p)
+	h.deliverLocked(t, &p)
 	return Position(h.position(t)), nil
 }
 
