@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"slices"
 	"sync"
@@ -872,4 +873,91 @@ func TestBusDoesNotStart(t *testing.T) {
 	if _, err := server.New(server.Config{Dev: true, Bus: startless{newLateBus(t)}}); !errors.Is(err, errStart) {
 		t.Error(err)
 	}
+}
+
+// A backend that subscribes a connection, and a request that comes by ServeHTTP,
+// wait for the bus as clients do.
+func TestOthersWaitForTheBus(t *testing.T) {
+	t.Parallel()
+	bus := newHandBus()
+	srv, addr := serve(t, server.Config{Bus: bus})
+	web := httptest.NewServer(srv)
+	t.Cleanup(web.Close)
+	at := server.Position{Seq: 7, Epoch: "hand"}
+	c, w := joined(t, addr, "/ws")
+	c.Send(wstest.Text(`{"id":1,"subscribe":{"topic":"a"}}`)) // waits, and finds the other there
+	bus.want(t, "+a")
+	type result struct {
+		n   int
+		err error
+	}
+	done := make(chan result)
+	enroll := func(ctx context.Context, topic string) {
+		n, err := srv.Subscribe(ctx, server.Target{Conn: w.Conn}, topic)
+		done <- result{n, err}
+	}
+	go enroll(t.Context(), "b")
+	bus.want(t, "+b")
+	bus.sink.Ready("b", at, nil)
+	if r := <-done; r.n != 1 || r.err != nil {
+		t.Errorf("%+v", r)
+	}
+	if e := c.Event(); e.OK == nil || e.ID != 0 || e.OK.Topic != "b" || e.OK.Seq != 7 {
+		t.Errorf("%+v", e)
+	}
+	go enroll(t.Context(), "a")
+	bus.sink.Ready("a", at, nil)
+	if r := <-done; r.n != 1 || r.err != nil {
+		t.Errorf("%+v", r)
+	}
+	for { // by both, or by the client alone if that was sooner
+		if e := c.Event(); e.OK == nil || e.OK.Topic != "a" || e.OK.Seq != 7 {
+			t.Fatalf("%+v", e)
+		} else if e.ID == 1 {
+			break
+		}
+	}
+	go enroll(t.Context(), "c")
+	bus.want(t, "+c")
+	bus.sink.Ready("c", server.Position{}, errors.New("no route"))
+	if r := <-done; r.n != 0 || r.err == nil {
+		t.Errorf("%+v", r)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go enroll(ctx, "d")
+	bus.want(t, "-c")
+	bus.want(t, "+d")
+	cancel()
+	if r := <-done; !errors.Is(r.err, context.Canceled) {
+		t.Errorf("%+v", r)
+	}
+	bus.want(t, "-d")
+	by := func(topic string) (*wstest.Conn, string) {
+		d, key := wstest.Open(t, web.Listener.Addr().String()), wstest.NewKey()
+		d.SendRaw([]byte(wstest.Request("tocsin.test", "/ws?topics="+topic, key)))
+		bus.want(t, "+"+topic)
+		return d, key
+	}
+	d, key := by("e")
+	bus.sink.Ready("e", at, nil)
+	d.WantUpgraded(key)
+	if w := d.WantWelcome(); w.Topics["e"] != wire.Position(at) {
+		t.Errorf("%+v", w)
+	}
+	d.WantNothing()
+	d, _ = by("f")
+	bus.sink.Ready("f", server.Position{}, errors.New("no route"))
+	if res := d.Response(http.MethodGet); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+		t.Errorf("%+v", res)
+	}
+	bus.want(t, "-f")
+	for range 2 { // each subscribed once
+		bus.sink.Deliver(server.Publication{Topic: "a", Message: server.Message{Data: []byte("8")}}, server.Position{Seq: 8, Epoch: "hand"})
+	}
+	for {
+		if e := c.Event(); e.Message != nil {
+			break
+		}
+	}
+	c.WantNothing()
 }
