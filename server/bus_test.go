@@ -229,6 +229,8 @@ func ruleComeAndGo(t *testing.T, bus server.Bus) {
 	for _, c := range conns {
 		c.Drop()
 	}
+	last, _ := arrive(t, addr, "/ws") // those before it were accepted by now
+	last.Drop()
 	server.Eventually(t, "nothing is left", func() bool {
 		st := srv.Stats()
 		return st.Connections+st.Handshaking+st.Topics+st.Subscriptions == 0
