@@ -10,16 +10,6 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
-// Job is work for a connection that may block, or is somebody else's code.
-type Job interface {
-	// Run does it, in a goroutine of the runner's.
-	Run()
-	// Done goes on with it, in the turn of the connection's shard, if the
-	// connection still is. It is not called after a panic of Run: then the
-	// connection is closed with 1011, or refused with 500.
-	Done(t *Turn, c *Conn)
-}
-
 // Call is a [Job] on its way. While a connection has a call nothing more of it
 // is read, so its jobs run one at a time and in order.
 type Call struct {
@@ -49,14 +39,6 @@ func (t *Turn) Call(c *Conn, job Job) {
 	t.submit(call)
 }
 
-// Wait is what a connection waits for: one of its methods is called, once.
-type Wait interface {
-	// Done goes on with the connection, in its turn.
-	Done(t *Turn, c *Conn)
-	// Gone is told that it ends, in the turn of its shard if it has one.
-	Gone()
-}
-
 // pause is the job of a connection that waits. It is not run.
 type pause struct{ Wait }
 
@@ -74,14 +56,6 @@ func (t *Turn) Pause(c *Conn, w Wait) *Call {
 
 // Resume ends a pause. Any goroutine calls it, once.
 func (e *Engine) Resume(call *Call) { e.Post(call.ref, call) }
-
-// dropCall lets go of the call of a connection that ends.
-func (x *extra) dropCall() {
-	if x.call != nil && x.call.paused {
-		x.call.job.(pause).Gone()
-		x.call = nil
-	}
-}
 
 // CallLast has the Run of a last job called, behind the call of c that is on its
 // way, if there is one. It is for [App.Closed]: nobody is left for its Done.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"unicode/utf8"
 
 	"github.com/gobwas/ws"
 
@@ -274,9 +275,21 @@ func (t *Turn) free(c *Conn) {
 	t.e.gone()
 }
 
-// gone counts the end of a connection's descriptor.
-func (e *Engine) gone() {
-	if e.conns.Add(-1) == 0 {
-		e.drain.signal()
+// closeCode returns the code of a Close frame's payload, closeNoStatus if it has
+// none, or what is wrong with it: RFC 6455 sections 5.5.1 and 7.4.
+func closeCode(payload []byte) (wire.CloseCode, wire.Fault) {
+	switch len(payload) {
+	case 0:
+		return closeNoStatus, wire.Fault{}
+	case 1:
+		return 0, wire.Fault{Code: wire.CloseProtocolError, Reason: "close frame of one byte"}
 	}
+	code := wire.CloseCode(payload[0])<<8 | wire.CloseCode(payload[1])
+	if !code.ValidReceived() {
+		return 0, wire.Fault{Code: wire.CloseProtocolError, Reason: "invalid close code"}
+	}
+	if !utf8.Valid(payload[2:]) {
+		return 0, wire.Fault{Code: wire.CloseInvalidData, Reason: "close reason is not UTF-8"}
+	}
+	return code, wire.Fault{}
 }

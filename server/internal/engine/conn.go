@@ -151,3 +151,11 @@ const stampUnit = 10 * time.Millisecond
 func (s stamp) since(earlier stamp) time.Duration {
 	return time.Duration(int32(s-earlier)) * stampUnit
 }
+
+// dropCall lets go of the call of a connection that ends.
+func (x *extra) dropCall() {
+	if x.call != nil && x.call.paused {
+		x.call.job.(pause).Gone()
+		x.call = nil
+	}
+}

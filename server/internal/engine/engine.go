@@ -18,40 +18,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync/atomic"
 	"time"
-
-	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/internal/lockorder"
 	"github.com/tocsin-push/tocsin/internal/seldom"
 	"github.com/tocsin-push/tocsin/wire"
 )
-
-// App is what connections are kept for. Its methods run in the turn of the
-// connection's shard: they do not block. Slices they are given live until they
-// return.
-type App interface {
-	// Request decides on a whole and valid upgrade request: before it returns
-	// it calls [Turn.Upgrade], [Turn.Refuse], or [Turn.Call] with a job whose
-	// Done does so.
-	Request(t *Turn, c *Conn, r *Request)
-	// Message takes one text or binary message of an open connection.
-	Message(t *Turn, c *Conn, op ws.OpCode, payload []byte)
-	// Closed is called once for every connection that was upgraded, when it
-	// stops being open. It takes the connection out of every [Group].
-	Closed(t *Turn, c *Conn, end End)
-	// Sweep is called twice a second for every shard that has connections, also
-	// on a busy server.
-	Sweep(t *Turn)
-}
-
-// Task is something to do for a connection in its shard's turn; see
-// [Engine.Post].
-type Task interface {
-	Do(t *Turn, c *Conn)
-}
 
 // Engine keeps connections. Any goroutine may call its methods.
 type Engine struct {
@@ -143,45 +116,9 @@ func (e *Engine) Start() (err error) {
 	return nil
 }
 
-func (e *Engine) closeSets() {
-	for _, s := range e.shards {
-		if s.set != nil {
-			s.set.Close()
-		}
-	}
-}
-
-// turnPanicked gives a shard whose turn panicked back, so that its other
-// connections go on; the one that was being served may be left half done, and
-// the next sweep finds it.
-func (e *Engine) turnPanicked(shard int, value any, stack []byte) {
-	s := e.shards[shard]
-	e.cfg.Logger.Error("a turn panicked; this is a bug in tocsin", "shard", s.index, "panic", fmt.Sprint(value), "stack", string(stack))
-	s.ready.Store(true)
-	s.state.Store(shardIdle)
-	s.wake()
-}
-
 // callPanicked is for a panic outside of user code, which protect has caught.
 func (e *Engine) callPanicked(_ *Call, value any, stack []byte) {
 	e.cfg.Logger.Error("the hook pool panicked; this is a bug in tocsin", "panic", fmt.Sprint(value), "stack", string(stack))
-}
-
-func (e *Engine) pollerFailed(err error) {
-	if !e.closed.Load() {
-		e.fatal("epoll_wait failed", err)
-	}
-}
-
-// fatal ends the process loudly: without readiness nothing can be served, and
-// a supervisor that restarts helps more than silence.
-func (e *Engine) fatal(what string, err error) {
-	e.cfg.Logger.Error(what+"; the process ends", "error", err)
-	if e.cfg.OnFatal != nil {
-		e.cfg.OnFatal(err)
-		return
-	}
-	go panic(fmt.Sprintf("server: %s: %v", what, err))
 }
 
 // Capacity returns how many connections the engine takes at once.
@@ -211,39 +148,3 @@ func (e *Engine) Draining() bool { return e.drain.on.Load() }
 func (e *Engine) Ended() bool {
 	return e.drain.on.Load() && e.conns.Load() == 0 || e.closed.Load()
 }
-
-// Config says how an engine behaves. It has no defaults: every field must be
-// set, but for those whose comment says what none means.
-type Config struct {
-	Path         string           // where upgrades are accepted
-	Subprotocols []string         // that are spoken, in order of preference
-	Codecs       []wire.Codec     // what [Turn.Upgrade] may choose from, by index
-	NameOf       func(Ref) string // a connection's id, for log lines
-	Logger       *slog.Logger     // any goroutine writes to it
-	Kernel       Kernel           // nil for the real one
-	OnFatal      func(error)      // nil to end the process
-
-	Shards      int // groups of connections that are served together
-	Workers     int // shards that are served at once
-	CallWorkers int // jobs that run at once
-
-	MaxConnections int // connections at once; 0: what the descriptor limit allows
-	MaxMessage     int // bytes of an inbound message
-	MaxFrames      int // frames of an inbound message
-	MaxControl     int // control frames a second from a connection
-	MaxOutbox      int // bytes waiting for one connection
-	OutboxBudget   int64
-
-	HandshakeTimeout, AuthTimeout, MessageTimeout, WriteTimeout time.Duration
-	OutboxAge, PingInterval, PongTimeout, CloseTimeout          time.Duration
-	Drain, ReturnWindow                                         time.Duration
-}
-
-// maxCodecs is how many codecs there can be: a parcel has room for a frame of
-// each.
-const maxCodecs = 2
-
-// userTimeout is for how long a peer may leave what was sent to it
-// unacknowledged before the kernel ends its connection: TCP_USER_TIMEOUT,
-// tcp(7). WriteTimeout comes first for a peer that is there.
-func (c *Config) userTimeout() time.Duration { return max(30*time.Second, 3*c.WriteTimeout) }

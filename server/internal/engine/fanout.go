@@ -413,19 +413,6 @@ func (t *Turn) enqueue(c *Conn, p *Parcel, off int) Status {
 	return Queued
 }
 
-// drop counts n copies of p that will not be sent.
-func (t *Turn) drop(p *Parcel, why Drop, n int) Status {
-	p.countDropped(n)
-	t.counts.drops.add(why, n)
-	return Dropped
-}
-
-// unqueued counts one copy of p that was queued and will not be sent.
-func (t *Turn) unqueued(p *Parcel, why Drop) {
-	p.countUnqueued()
-	t.counts.drops.add(why, 1)
-}
-
 // sendOne sends p to the i-th of those that it is for.
 func (t *Turn) sendOne(p *Parcel, i int32) {
 	to := &p.To[i]

@@ -4,11 +4,7 @@ import (
 	"bytes"
 	"crypto/sha1"
 	"encoding/base64"
-	"encoding/binary"
-	"fmt"
 	"net/http"
-	"net/netip"
-	"strconv"
 
 	"github.com/gobwas/ws"
 )
@@ -115,9 +111,6 @@ func (t *Turn) Upgrade(c *Conn, h *Handshake, codec int) {
 	t.shard.open.add(t.shard.local(c))
 }
 
-// Peer returns the address of the other end of c, the zero value if it has none.
-func (t *Turn) Peer(c *Conn) netip.AddrPort { return t.kernel.Peer(int(c.fd)) }
-
 // appendUpgrade appends the answer to a request that was checked: RFC 6455
 // section 4.2.2.
 func appendUpgrade(dst []byte, h *Handshake) []byte {
@@ -136,36 +129,4 @@ func (h *Handshake) appendAccept(dst []byte) []byte {
 	copy(proof[copy(proof[:], h.key[:]):], guid)
 	sum := sha1.Sum(proof[:])
 	return base64.StdEncoding.AppendEncode(dst, sum[:])
-}
-
-// appendRefusal appends a whole HTTP response that ends the connection. An
-// answer to HEAD has no text.
-func (e *Engine) appendRefusal(dst []byte, status int, text string) []byte {
-	if text != "" {
-		text += "\n"
-	}
-	dst = fmt.Appendf(dst, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nDate: ", status, http.StatusText(status), len(text))
-	dst = append(e.kernel.Date().UTC().AppendFormat(dst, http.TimeFormat), "\r\nConnection: "...)
-	if status == http.StatusUpgradeRequired { // who sends Upgrade names it in Connection, RFC 9110 section 7.8
-		dst = append(dst, "Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"...)
-	} else {
-		dst = append(dst, "close\r\n"...)
-	}
-	switch status {
-	case http.StatusMethodNotAllowed:
-		dst = append(dst, "Allow: GET\r\n"...)
-	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
-		dst = append(strconv.AppendUint(append(dst, "Retry-After: "...), e.retryAfter(), 10), "\r\n"...)
-	}
-	return append(append(dst, "\r\n"...), text...)
-}
-
-// retryAfter returns after how many seconds who is refused may come again.
-func (e *Engine) retryAfter() uint64 { return 1 + e.random()%30 }
-
-// random returns a number by chance.
-func (e *Engine) random() uint64 {
-	var b [8]byte
-	e.kernel.Rand(b[:])
-	return binary.LittleEndian.Uint64(b[:])
 }

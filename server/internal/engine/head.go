@@ -58,19 +58,6 @@ func (s *headScan) find(b []byte) (end int, bad *refusal) {
 	}
 }
 
-// refusal is an HTTP answer other than 101.
-type refusal struct {
-	status int
-	reject Reject
-	text   string
-}
-
-func badRequest(text string) *refusal { return &refusal{400, RejectHead, text} }
-
-func shuttingDown() *refusal {
-	return &refusal{503, RejectShutdown, TextDraining}
-}
-
 func authLate() *refusal {
 	return &refusal{503, RejectTimeout, "authentication took too long"}
 }

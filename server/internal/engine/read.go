@@ -2,7 +2,6 @@ package engine
 
 import (
 	"bytes"
-	"unicode/utf8"
 
 	"github.com/gobwas/ws"
 
@@ -191,23 +190,4 @@ func (t *Turn) controlAllowed(c *Conn) bool {
 	t.clock() // the process may have been stopped since this round began
 	t.noticeStall()
 	return t.exact < t.shard.amnesty
-}
-
-// closeCode returns the code of a Close frame's payload, closeNoStatus if it has
-// none, or what is wrong with it: RFC 6455 sections 5.5.1 and 7.4.
-func closeCode(payload []byte) (wire.CloseCode, wire.Fault) {
-	switch len(payload) {
-	case 0:
-		return closeNoStatus, wire.Fault{}
-	case 1:
-		return 0, wire.Fault{Code: wire.CloseProtocolError, Reason: "close frame of one byte"}
-	}
-	code := wire.CloseCode(payload[0])<<8 | wire.CloseCode(payload[1])
-	if !code.ValidReceived() {
-		return 0, wire.Fault{Code: wire.CloseProtocolError, Reason: "invalid close code"}
-	}
-	if !utf8.Valid(payload[2:]) {
-		return 0, wire.Fault{Code: wire.CloseInvalidData, Reason: "close reason is not UTF-8"}
-	}
-	return code, wire.Fault{}
 }

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -105,31 +104,10 @@ func (s *shard) submit() {
 	s.e.runner.Turn(s.index)
 }
 
-// onReady is called by the poller when the set has something.
-func (s *shard) onReady() {
-	s.ready.Store(true)
-	s.wakeHere(s.e.inline)
-}
-
-// The poller's goroutine only ever leaves its processor for system calls.
-// The runtime's monitor takes the processor from one that has not been
-// rescheduled for 10 ms, and then watches closely, every 20 µs, for a while; a
-// goroutine that yields in time lets it sleep. At 10,000 messages a second that
-// is 9 % of the CPU.
-const yieldAfter = 4 * time.Millisecond
-
-// wakeHere is wake for the poller's goroutine, whose own Turn is t. If the
-// runner is idle it takes the turn itself, which saves handing it over. After
-// inlineBudget the turn moves to the runner.
-func (s *shard) wakeHere(t *Turn) {
-	if !s.e.runner.Idle() || !s.state.CompareAndSwap(shardIdle, shardBusy) {
-		s.wake()
-		return
-	}
-	s.woken.Store(int64(s.e.kernel.Now()))
-	t.guarded(s, inlineBudget)
-	if t.exact-t.yielded > yieldAfter {
-		t.yielded = t.exact
-		runtime.Gosched()
+func (e *Engine) closeSets() {
+	for _, s := range e.shards {
+		if s.set != nil {
+			s.set.Close()
+		}
 	}
 }

@@ -1,6 +1,10 @@
 package engine
 
-import "github.com/tocsin-push/tocsin/netpoll"
+import (
+	"net/netip"
+
+	"github.com/tocsin-push/tocsin/netpoll"
+)
 
 // A connection's bytes come and go through receive and transmit alone. What
 // waits in an outbox has not passed transmit yet.
@@ -20,3 +24,6 @@ func (t *Turn) transmit(c *Conn, b []byte) (n int, errno netpoll.Errno) {
 func broken(errno netpoll.Errno) bool {
 	return errno != 0 && errno != netpoll.EAGAIN && errno != netpoll.EINTR
 }
+
+// Peer returns the address of the other end of c, the zero value if it has none.
+func (t *Turn) Peer(c *Conn) netip.AddrPort { return t.kernel.Peer(int(c.fd)) }

@@ -3,6 +3,8 @@ package engine
 import (
 	"slices"
 
+	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/wire"
 )
 
@@ -151,4 +153,28 @@ func (t *Turn) dropAll(x *extra) {
 	t.counts.outboxBytes.Add(-int64(x.out.bytes))
 	clear(x.out.q)
 	x.out = outbox{q: x.out.q[:0]}
+}
+
+// Reply adds a message to what is sent to c, the connection that the turn
+// is serving, when the App's method returns. payload is copied.
+// An empty one is not sent.
+func (t *Turn) Reply(c *Conn, payload []byte) {
+	if len(payload) > 0 {
+		t.reply(t.cfg.Codecs[c.codec].Op(), payload)
+	}
+}
+
+func (t *Turn) reply(op ws.OpCode, payload []byte) { t.out = wire.AppendFrame(t.out, op, payload) }
+
+// drop counts n copies of p that will not be sent.
+func (t *Turn) drop(p *Parcel, why Drop, n int) Status {
+	p.countDropped(n)
+	t.counts.drops.add(why, n)
+	return Dropped
+}
+
+// unqueued counts one copy of p that was queued and will not be sent.
+func (t *Turn) unqueued(p *Parcel, why Drop) {
+	p.countUnqueued()
+	t.counts.drops.add(why, 1)
 }
