@@ -23,6 +23,8 @@ type Config struct {
 	// Path is where WebSocket upgrades are accepted. Default "/ws".
 	Path string
 
+	// Who may come, and what may they do?
+
 	// Auth says who asks for a connection. An error refuses it with 401 and
 	// the error's text, an [HTTPError] with its own status. It runs in the hook
 	// pool and may block for up to AuthTimeout, when r's context ends. Behind
@@ -51,6 +53,8 @@ type Config struct {
 	// clients publish. Never set it on a machine that strangers reach.
 	Dev bool
 
+	// Topics.
+
 	// Bus numbers and distributes the messages of topics. Default: this
 	// process alone.
 	Bus Bus
@@ -66,12 +70,16 @@ type Config struct {
 	// linger longest are forgotten. Default 32 MiB, about 180,000 topics.
 	LingerBudget int64
 
+	// How much runs at once.
+
 	// Shards is how many groups connections are served in. Default 4 × GOMAXPROCS.
 	Shards int
 	// Workers is how many shards are served at once. Default GOMAXPROCS.
 	Workers int
 	// HookWorkers is how many hooks run at once. Default 64 × GOMAXPROCS.
 	HookWorkers int
+
+	// What is allowed of each, and of all together.
 
 	MaxConnections int // connections at once; more get 503. Default: what the descriptor limit allows
 	MaxUserConns   int // connections of one user; more are closed with 3504. Default 1,000
@@ -92,6 +100,8 @@ type Config struct {
 	// ids take; over it the oldest are forgotten before their two minutes are
 	// over. Clients' ids have a quarter of it. Default 32 MiB.
 	IdempotencyBudget int64
+
+	// How long it may take.
 
 	HandshakeTimeout time.Duration // accept to the end of the request head. Default 5 s
 	AuthTimeout      time.Duration // head to 101, Auth included. Default 8 s

@@ -29,7 +29,13 @@ func read(t *testing.T, file string) string {
 // parse returns a Go file of the repository.
 func parse(t *testing.T, file string) *ast.File {
 	t.Helper()
-	f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, file), nil, parser.SkipObjectResolution)
+	return parseIn(t, token.NewFileSet(), file)
+}
+
+// parseIn is parse with positions in fset.
+func parseIn(t *testing.T, fset *token.FileSet, file string) *ast.File {
+	t.Helper()
+	f, err := parser.ParseFile(fset, filepath.Join(root, file), nil, parser.SkipObjectResolution)
 	if err != nil {
 		t.Fatal(err)
 	}
