@@ -153,28 +153,44 @@ const forgetEvery = 500 * time.Millisecond
 
 // forgetting is what forgets idempotency keys and topics that linger.
 type forgetting struct {
-	mu    lockorder.Mutex[lockorder.Outer] // held while forgetting
-	stop  func() bool
-	ended bool
+	mu      lockorder.Mutex[lockorder.Outer]
+	stop    func() bool
+	ended   bool
+	running sync.WaitGroup // what is being forgotten, without the lock: the bus is called
 }
 
 func (f *forgetting) startLocked(srv *Server) {
 	f.stop = srv.engine.After(forgetEvery, func() {
+		if !f.begin() {
+			return
+		}
+		defer f.running.Done()
+		srv.forget()
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if !f.ended {
-			srv.forget()
 			f.startLocked(srv)
 		}
 	})
 }
 
+// begin reports whether something may be forgotten. Who does it says so to running.
+func (f *forgetting) begin() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.ended {
+		f.running.Add(1)
+	}
+	return !f.ended
+}
+
 // end waits until nothing is being forgotten, nor will be.
 func (f *forgetting) end() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.ended = true
 	f.stop()
+	f.mu.Unlock()
+	f.running.Wait()
 }
 
 // forget forgets what was remembered long enough.
