@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -782,6 +783,36 @@ func TestBusLosesATopic(t *testing.T) {
 	wantMessage(t, c, "a", "11")
 	wantMessage(t, c, "a", "12")
 	c.WantNothing()
+}
+
+// Numbers near the end of what there is are numbers as others.
+func TestBusCountsToTheEnd(t *testing.T) {
+	t.Parallel()
+	bus := newHandBus()
+	srv, addr := serve(t, server.Config{Bus: bus})
+	c, _ := joined(t, addr, "/ws")
+	c.Send(wstest.Text(`{"id":1,"subscribe":{"topic":"a"}}`))
+	bus.want(t, "+a")
+	const last = math.MaxUint64
+	bus.sink.Ready("a", server.Position{Seq: last - 1, Epoch: "hand"}, nil)
+	if e := c.Event(); e.OK == nil || e.OK.Seq != last-1 {
+		t.Errorf("%+v", e)
+	}
+	for _, seq := range []uint64{last, 0, 5, last} { // what was delivered before, or has no number, is not told
+		bus.sink.Deliver(server.Publication{Topic: "a", Message: server.Message{Data: []byte("1")}}, server.Position{Seq: seq, Epoch: "hand"})
+		bus.sink.Gap("a", server.Position{Seq: seq, Epoch: "hand"})
+	}
+	if m := wantMessage(t, c, "a", "1"); m.Seq != last {
+		t.Errorf("%+v", m)
+	}
+	bus.sink.Gap("a", server.Position{Seq: 5, Epoch: "next"})
+	wantGap(t, c, wire.Gap{Topic: "a", Epoch: "next", From: 1, To: 5, Reason: "epoch"})
+	bus.sink.Gap("a", server.Position{Seq: last, Epoch: "next"})
+	wantGap(t, c, wire.Gap{Topic: "a", Epoch: "next", From: 6, To: last, Reason: "bus"})
+	c.WantNothing()
+	if n := srv.Stats().Drops["bus"]; n != math.MaxInt32 {
+		t.Errorf("%d are counted as lost", n)
+	}
 }
 
 // A publisher whose message comes without its origin, or not at all, waits no

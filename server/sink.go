@@ -249,7 +249,7 @@ func (h *hub) missedLocked(t *topic, at Position) {
 		from = 1
 		epoch := at.Epoch
 		t.epoch = &epoch
-	} else if at.Seq < from {
+	} else if at.Seq <= t.seq { // not at.Seq < from: that wraps behind the last number there is
 		return
 	}
 	t.seq = at.Seq

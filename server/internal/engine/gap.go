@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"slices"
 
 	"github.com/gobwas/ws"
@@ -54,7 +55,7 @@ func lostBefore(p *Parcel) *gapNote {
 // new numbering was lost nobody knows.
 func (t *Turn) countLost(p *Parcel, n int) {
 	if !p.Lost.New {
-		t.counts.drops.add(DropBus, n*int(p.Seq+1-p.Lost.From))
+		t.counts.drops.add(DropBus, n*int(min(p.Seq-p.Lost.From, math.MaxInt32-1)+1)) // a bus may name any number
 	}
 }
 
