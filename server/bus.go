@@ -6,9 +6,10 @@ import "context"
 // that have subscribers. The default bus is this process alone; a bus between
 // nodes implements the same methods.
 //
-// No lock that the sink needs is held while a method is called. Any goroutine calls them, several at
-// a time; but the calls of Subscribe and Unsubscribe for one topic come one
-// after the other.
+// No lock that the sink needs is held while a method is called. Any goroutine
+// calls them, several at a time; but the calls of Subscribe and Unsubscribe for
+// one topic come one after the other. A panic of one of these two or of Publish
+// is logged, and is an error.
 type Bus interface {
 	// Start is called once, before everything else. From then on, until Close
 	// has returned, the bus may call sink.

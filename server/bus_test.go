@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -893,6 +894,73 @@ func TestBusFails(t *testing.T) {
 	if st := srv.Stats(); st.PublishBytes != 0 || st.Subscriptions != 0 || st.PublishRejects["error"] != 2 || st.HandshakeRejects["bus"] != 1 {
 		t.Errorf("%+v", st)
 	}
+}
+
+// brokenBus panics when it is asked for anything.
+type brokenBus struct {
+	*handBus
+	broken atomic.Bool
+}
+
+func (b *brokenBus) mayPanic() {
+	if b.broken.Load() {
+		panic("the bus is broken")
+	}
+}
+
+func (b *brokenBus) Publish(ctx context.Context, p server.Publication) (server.Position, error) {
+	b.mayPanic()
+	return b.handBus.Publish(ctx, p)
+}
+
+func (b *brokenBus) Subscribe(topic string)   { b.handBus.Subscribe(topic); b.mayPanic() }
+func (b *brokenBus) Unsubscribe(topic string) { b.handBus.Unsubscribe(topic); b.mayPanic() }
+
+// A bus that panics fails, and nothing stays of what it was asked for.
+func TestBusPanics(t *testing.T) {
+	t.Parallel()
+	bus := &brokenBus{handBus: newHandBus()}
+	srv, addr := serve(t, server.Config{Bus: bus, TopicLinger: time.Millisecond})
+	c, _ := joined(t, addr, "/ws")
+	c.Send(wstest.Text(`{"id":1,"subscribe":{"topic":"a"}}`))
+	bus.want(t, "+a")
+	bus.sink.Ready("a", server.Position{Seq: 7, Epoch: "hand"}, nil)
+	if e := c.Event(); e.OK == nil {
+		t.Errorf("%+v", e)
+	}
+	bus.broken.Store(true)
+	wantError(t, command(t, c, `{"id":2,"subscribe":{"topic":"b"}}`), wire.Internal)
+	bus.want(t, "+b")
+	bus.want(t, "-b")
+	early := wstest.Open(t, addr)
+	early.SendRaw([]byte(wstest.Request("tocsin.test", "/ws?topics=b", wstest.NewKey())))
+	if res := early.Response(http.MethodGet); res.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("%+v", res)
+	}
+	bus.want(t, "+b")
+	bus.want(t, "-b")
+	wantError(t, command(t, c, `{"id":3,"publish":{"topic":"t","data":1}}`), wire.Internal)
+	wantError(t, command(t, c, `{"id":4,"publish":{"topic":"t","id":"m","data":1}}`), wire.Internal)
+	for _, key := range []string{"", "k"} {
+		if _, err := srv.Publish(t.Context(), "t", server.Message{Data: []byte("1"), IdempotencyKey: key, Wait: server.WaitSent}); err == nil {
+			t.Error("a bus that panics publishes")
+		}
+	}
+	if e := command(t, c, `{"id":5,"unsubscribe":{"topic":"a"}}`); e.OK == nil {
+		t.Errorf("%+v", e)
+	}
+	bus.want(t, "-a") // by the ticker
+	if st := srv.Stats(); st.PublishBytes != 0 || st.Topics != 0 {
+		t.Errorf("%+v", st)
+	}
+	bus.broken.Store(false)
+	c.Send(wstest.Text(`{"id":6,"subscribe":{"topic":"b"}}`))
+	bus.want(t, "+b")
+	bus.sink.Ready("b", server.Position{Seq: 7, Epoch: "hand"}, nil)
+	if e := c.Event(); e.OK == nil {
+		t.Errorf("%+v", e)
+	}
+	c.WantNothing()
 }
 
 // startless is a bus that cannot be started.

@@ -171,7 +171,7 @@ func (srv *Server) place(ctx context.Context, a *address, m *Message, b *batch) 
 // nobody waits to learn it from the delivery.
 func (srv *Server) overBus(ctx context.Context, out *message, topic string, m *Message) (at Position, about int, err error) {
 	origin := srv.flight.add(out)
-	at, err = srv.hub.bus.Publish(ctx, Publication{Topic: topic, Message: *m, Origin: origin})
+	at, err = srv.hub.publish(ctx, Publication{Topic: topic, Message: *m, Origin: origin})
 	switch {
 	case err != nil:
 		if srv.flight.take(origin) != nil {

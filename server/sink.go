@@ -1,7 +1,10 @@
 package server
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -66,7 +69,7 @@ func (h *hub) callBus(i int) {
 		return
 	}
 	b.calling = true
-	defer func() { b.calling = false }() // also if the bus panics
+	defer func() { b.calling = false }()
 	for b.made < len(b.calls) {
 		c := b.calls[b.made]
 		b.calls[b.made] = busCall{}
@@ -81,10 +84,32 @@ func (h *hub) callBus(i int) {
 func (h *hub) callUnlocked(mu sync.Locker, c busCall) {
 	mu.Unlock()
 	defer mu.Lock()
+	if err := h.call(c); err != nil && c.begin {
+		h.Ready(c.topic, Position{}, err)
+	}
+}
+
+func (h *hub) call(c busCall) (err error) {
+	defer h.caught(&err)
 	if c.begin {
 		h.bus.Subscribe(c.topic)
 	} else {
 		h.bus.Unsubscribe(c.topic)
+	}
+	return nil
+}
+
+// publish has the bus publish.
+func (h *hub) publish(ctx context.Context, p Publication) (at Position, err error) {
+	defer h.caught(&err)
+	return h.bus.Publish(ctx, p)
+}
+
+// caught makes a panic of the bus, which is somebody else's code, an error.
+func (h *hub) caught(err *error) {
+	if v := recover(); v != nil {
+		h.srv.cfg.Logger.Error("the bus panicked", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		*err = fmt.Errorf("the bus panicked: %v", v)
 	}
 }
 
