@@ -963,6 +963,29 @@ func TestBusPanics(t *testing.T) {
 	c.WantNothing()
 }
 
+// boundBus wants an end to the time it has for a publish.
+type boundBus struct{ *handBus }
+
+func (b boundBus) Publish(ctx context.Context, p server.Publication) (server.Position, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		return server.Position{}, errors.New("this could block for ever")
+	}
+	return b.handBus.Publish(ctx, p)
+}
+
+// A bus that blocks keeps the goroutines in which hooks run only for a while.
+func TestClientsPublishEnds(t *testing.T) {
+	t.Parallel()
+	_, addr := serve(t, server.Config{Bus: boundBus{newHandBus()}})
+	c, _ := joined(t, addr, "/ws")
+	for _, id := range []string{"", `"id":"m",`} {
+		if e := command(t, c, `{"id":1,"publish":{"topic":"t",`+id+`"data":1}}`); e.OK == nil {
+			t.Errorf("%+v", e.Error)
+		}
+	}
+	c.WantNothing()
+}
+
 // startless is a bus that cannot be started.
 type startless struct{ *lateBus }
 

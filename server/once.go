@@ -36,7 +36,7 @@ const (
 	onceOverhead = 512
 	deviceSize   = 64 // of a device in a receipt, and in a message on its way
 	// placeTimeout bounds the bus for a publish with a key, which goes on
-	// without its requester.
+	// without its requester, and for one of a client, who keeps a HookWorker busy.
 	placeTimeout = 10 * time.Second
 )
 

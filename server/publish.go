@@ -29,7 +29,9 @@ func (srv *Server) publishFrom(c Conn, topic string, m Message) (Receipt, error)
 	if c.user == "" {
 		caller = "conn " + strconv.FormatUint(uint64(c.ref), 36)
 	}
-	return srv.send(context.Background(), &address{verb: verbPublish, topic: topic, caller: caller}, &m)
+	ctx, cancel := context.WithTimeout(context.Background(), placeTimeout)
+	defer cancel()
+	return srv.send(ctx, &address{verb: verbPublish, topic: topic, caller: caller}, &m)
 }
 
 // Push sends m to every device of a user, or to one connection, on topic
