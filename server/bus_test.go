@@ -963,6 +963,33 @@ func TestBusPanics(t *testing.T) {
 	c.WantNothing()
 }
 
+// All topics of a request that comes by ServeHTTP have one AuthTimeout.
+func TestServeHTTPTopicsHaveOneTimeout(t *testing.T) {
+	t.Parallel()
+	bus := newHandBus()
+	srv, _ := serve(t, server.Config{Bus: bus, AuthTimeout: 200 * time.Millisecond})
+	web := httptest.NewServer(srv)
+	t.Cleanup(web.Close)
+	c := wstest.Open(t, web.Listener.Addr().String())
+	c.SendRaw([]byte(wstest.Request("tocsin.test", "/ws?topics=a,b,c,d,e,f", wstest.NewKey())))
+	ended := make(chan struct{})
+	var slow sync.WaitGroup
+	slow.Go(func() { // each is in time by itself, all together are not
+		for _, topic := range []string{"a", "b", "c", "d", "e", "f"} {
+			select {
+			case <-time.After(150 * time.Millisecond):
+				bus.sink.Ready(topic, server.Position{Seq: 7, Epoch: "hand"}, nil)
+			case <-ended:
+			}
+		}
+	})
+	if res := c.Response(http.MethodGet); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
+		t.Errorf("%+v", res)
+	}
+	close(ended)
+	slow.Wait()
+}
+
 // boundBus wants an end to the time it has for a publish.
 type boundBus struct{ *handBus }
 

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"time"
 )
 
 // Guest is an upgrade request that an http.Server has read. It counts as a
@@ -16,17 +17,19 @@ type Guest struct {
 	e    *Engine
 	rw   http.ResponseWriter
 	r    *http.Request
-	gone bool // refused, or come in
+	late time.Time // when Config.AuthTimeout has passed
+	gone bool      // refused, or come in
 
 	Handshake Handshake
 	Query     []byte
 }
 
 // Admit checks r as strictly as any other request, but for its path, and whether
-// there is room for it. If not it answers and returns nil. The caller ends the guest: by [Guest.Refuse], [Guest.Run] that
-// returns false, [Guest.Enter] or [Guest.Leave].
+// there is room for it. If not it answers and returns nil. Within
+// Config.AuthTimeout the caller ends the guest: by [Guest.Refuse], [Guest.Run] or
+// [Guest.Wait] that returns false, [Guest.Enter] or [Guest.Leave].
 func (e *Engine) Admit(rw http.ResponseWriter, r *http.Request) *Guest {
-	g := &Guest{e: e, rw: rw, r: r}
+	g := &Guest{e: e, rw: rw, r: r, late: time.Now().Add(e.cfg.AuthTimeout)}
 	over := e.conns.Add(1) > int64(e.capacity) // from here on Shutdown waits for it
 	e.counts.handshaking.Add(1)
 	var request Request
@@ -113,11 +116,11 @@ func (g *Guest) leave(reason Reject) {
 
 // Run has the runner call job, one of Config.CallWorkers at once, and waits for
 // it. It reports false if the guest was refused instead: job has panicked, or
-// it takes longer than Config.AuthTimeout or than somebody waits for it. Then
-// it may still run.
+// Config.AuthTimeout has passed, or nobody waits for it any more. Then it may
+// still run.
 func (g *Guest) Run(job func()) bool {
 	e := g.e
-	ctx, cancel := context.WithTimeout(g.r.Context(), e.cfg.AuthTimeout)
+	ctx, cancel := context.WithDeadline(g.r.Context(), g.late)
 	defer cancel()
 	call := &Call{job: guestJob(job), guest: ctx, returned: make(chan struct{})}
 	// A turn submits it: that waits if there is no room.
@@ -129,10 +132,10 @@ func (g *Guest) Run(job func()) bool {
 	return returned && !call.panicked
 }
 
-// Wait waits until done is closed, at most for Config.AuthTimeout. It reports
-// false if the guest was refused instead.
+// Wait waits until done is closed. It reports false if the guest was refused
+// instead.
 func (g *Guest) Wait(done <-chan struct{}) bool {
-	ctx, cancel := context.WithTimeout(g.r.Context(), g.e.cfg.AuthTimeout)
+	ctx, cancel := context.WithDeadline(g.r.Context(), g.late)
 	defer cancel()
 	return g.wait(ctx, done)
 }
