@@ -40,7 +40,8 @@ type Bus interface {
 	Unsubscribe(topic string)
 
 	// Close ends the bus and with it every subscription that is left, without an
-	// Unsubscribe. Nothing calls the bus after that.
+	// Unsubscribe. A call that is under way ends then, and one that somebody was
+	// about to make does nothing: Publish returns an error.
 	Close() error
 }
 

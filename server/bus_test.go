@@ -963,6 +963,32 @@ func TestBusPanics(t *testing.T) {
 	c.WantNothing()
 }
 
+// Nobody asks the bus for anything once Shutdown has returned; what it still calls
+// does no harm.
+func TestBusAfterShutdown(t *testing.T) {
+	t.Parallel()
+	bus := newHandBus()
+	srv, addr := serve(t, server.Config{Bus: bus})
+	c, w := joined(t, addr, "/ws")
+	c.Drop()
+	if err := srv.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	target := server.Target{Conn: w.Conn}
+	if _, err := srv.Subscribe(t.Context(), target, "t"); !errors.Is(err, server.ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := srv.Unsubscribe(t.Context(), target, "t"); !errors.Is(err, server.ErrClosed) {
+		t.Error(err)
+	}
+	if len(bus.calls) > 0 {
+		t.Errorf("the bus is asked for %s", <-bus.calls)
+	}
+	bus.sink.Ready("t", bus.at, nil)
+	bus.sink.Deliver(server.Publication{Topic: "t", Message: server.Message{Data: []byte("1")}}, server.Position{Seq: 8, Epoch: "hand"})
+	bus.sink.Gap("t", server.Position{Seq: 9, Epoch: "hand"})
+}
+
 // All topics of a request that comes by ServeHTTP have one AuthTimeout.
 func TestServeHTTPTopicsHaveOneTimeout(t *testing.T) {
 	t.Parallel()

@@ -101,6 +101,9 @@ func (srv *Server) enroll(ctx context.Context, to Target, topic string, off bool
 	if err := to.check(); err != nil {
 		return 0, err
 	}
+	if srv.engine.Ended() {
+		return 0, ErrClosed
+	}
 	refs := srv.resolve(nil, to)
 	if !off && len(refs) > 0 {
 		held, ready := srv.hub.hold(topic)
