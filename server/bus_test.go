@@ -963,6 +963,34 @@ func TestBusPanics(t *testing.T) {
 	c.WantNothing()
 }
 
+// A connection that waits for a topic may be given others meanwhile, and has not
+// more than it may.
+func TestMaxTopicsWhileWaiting(t *testing.T) {
+	t.Parallel()
+	bus := newHandBus()
+	srv, addr := serve(t, server.Config{Bus: bus, MaxTopics: 1, TopicLinger: -1})
+	c, w := joined(t, addr, "/ws")
+	c.Send(wstest.Text(`{"id":1,"subscribe":{"topic":"a"}}`))
+	bus.want(t, "+a")
+	done := make(chan error)
+	go func() {
+		_, err := srv.Subscribe(t.Context(), server.Target{Conn: w.Conn}, "b")
+		done <- err
+	}()
+	bus.want(t, "+b")
+	bus.sink.Ready("b", server.Position{Seq: 7, Epoch: "hand"}, nil)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if e := c.Event(); e.OK == nil || e.OK.Topic != "b" {
+		t.Errorf("%+v", e)
+	}
+	bus.sink.Ready("a", server.Position{Seq: 7, Epoch: "hand"}, nil)
+	wantError(t, c.Event(), wire.TooManyTopics)
+	bus.want(t, "-a")
+	c.WantNothing()
+}
+
 // Nobody asks the bus for anything once Shutdown has returned; what it still calls
 // does no harm.
 func TestBusAfterShutdown(t *testing.T) {

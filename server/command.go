@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"strings"
 	"unsafe"
 
@@ -137,9 +136,8 @@ type subscribeJob struct {
 // subscribe joins c to a topic. It takes effect, and is answered, at its place
 // in the shard's inbox: with the position behind which messages follow.
 func (srv *Server) subscribe(t *engine.Turn, c *engine.Conn, cmd *wire.Command) {
-	s := srv.session(t, c)
-	if s.find(peek(cmd.Topic)) == nil && s.topics() >= srv.cfg.MaxTopics {
-		srv.refuse(t, c, reply(cmd), &wire.Error{Code: wire.TooManyTopics, Message: fmt.Sprintf("too many topics on this connection, the limit is %d", srv.cfg.MaxTopics)})
+	if s := srv.session(t, c); s.find(peek(cmd.Topic)) == nil && srv.full(s) {
+		srv.refuse(t, c, reply(cmd), srv.tooManyTopics())
 		return
 	}
 	j := &subscribeJob{commandJob: srv.newCommandJob(t, c, cmd), after: cmd.After, hasAfter: cmd.HasAfter, epoch: string(cmd.Epoch)}
@@ -151,6 +149,13 @@ func (srv *Server) subscribe(t *engine.Turn, c *engine.Conn, cmd *wire.Command) 
 	default:
 		srv.refuse(t, c, j.reply, j.err)
 	}
+}
+
+// full reports whether a connection has as many topics as it may.
+func (srv *Server) full(s *session) bool { return s.topics() >= srv.cfg.MaxTopics }
+
+func (srv *Server) tooManyTopics() *wire.Error {
+	return wire.Errorf(wire.TooManyTopics, "too many topics on this connection, the limit is %d", srv.cfg.MaxTopics)
 }
 
 // Run implements engine.Job.
@@ -204,14 +209,17 @@ func (j *subscribeJob) fail(t *engine.Turn, c *engine.Conn) {
 }
 
 func (j *subscribeJob) enterOne(t *engine.Turn, c *engine.Conn, held *topic) {
-	srv := j.conn.srv
-	if srv.session(t, c).find(j.reply.Topic) != nil { // a backend was sooner, while c waited
+	srv, s := j.conn.srv, j.conn.srv.session(t, c)
+	switch {
+	case s.find(j.reply.Topic) != nil: // a backend was sooner, while c waited
 		srv.hub.release([]*topic{held})
 		j.join(t, c)
-		return
+	case srv.full(s): // a backend has added to them
+		srv.hub.release([]*topic{held})
+		srv.refuse(t, c, j.reply, srv.tooManyTopics())
+	default:
+		s.add(srv.hub.enter(held, t.Shard(), func(sub *subset, at wire.Position) { j.behind(c, sub, at) }))
 	}
-	sub := srv.hub.enter(held, t.Shard(), func(sub *subset, at wire.Position) { j.behind(c, sub, at) })
-	srv.session(t, c).add(sub)
 }
 
 // publishJob is a publish. The bus may block, so it is a job even without Allow.

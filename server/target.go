@@ -209,7 +209,7 @@ func (e *enrollment) Do(t *engine.Turn, c *engine.Conn) {
 		e.srv.unsubscribe(t, c, s, sub)
 		e.done = true
 	case e.off:
-	case sub == nil && s.topics() >= e.srv.cfg.MaxTopics:
+	case sub == nil && e.srv.full(s):
 		e.err = fmt.Errorf("%w: the limit is %d", ErrTooManyTopics, e.srv.cfg.MaxTopics)
 	case sub == nil:
 		e.done = e.enter(t, c, s)
