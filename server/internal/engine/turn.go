@@ -130,6 +130,7 @@ func (t *Turn) round() (more bool) {
 	}
 	if len(s.walks) > 0 {
 		more = t.walkSome() || more
+		t.reap()
 	}
 	if len(s.waiting) > 0 {
 		t.retryCalls()

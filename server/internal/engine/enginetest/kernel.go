@@ -154,6 +154,9 @@ func (k *Kernel) Close(fd int) netpoll.Errno {
 func (k *Kernel) Recv(fd int, b []byte) (int, netpoll.Errno) {
 	k.Recvs++
 	p := k.peer(fd)
+	if p.Broken {
+		return 0, syscall.ECONNRESET
+	}
 	if len(p.In) == 0 {
 		if p.EOF {
 			return 0, 0
@@ -177,7 +180,7 @@ func (k *Kernel) Send(fd int, b []byte) (int, netpoll.Errno) {
 		return len(b), 0
 	}
 	p := k.peer(fd)
-	if p.Ends {
+	if p.Ends || p.Broken {
 		return 0, syscall.EPIPE
 	}
 	n := len(b)
@@ -343,6 +346,8 @@ type Peer struct {
 	Gone bool          // the server has closed the descriptor
 	Edge netpoll.Event // that the next wait will report
 	full bool          // a send was refused; room makes an edge
+
+	Broken bool // it was reset: no call on the socket succeeds any more
 }
 
 // Socket makes a connection that the server has not accepted yet, under the
@@ -393,6 +398,12 @@ func (p *Peer) Send(frames ...wstest.Frame) { p.Write(wstest.Encode(frames...)) 
 func (p *Peer) HangUp() {
 	p.EOF = true
 	p.Raise(netpoll.Event{Readable: true, HangUp: true})
+}
+
+// Reset ends the connection as a peer does that is not there any more.
+func (p *Peer) Reset() {
+	p.Broken = true
+	p.Raise(netpoll.Event{Readable: true, Writable: true, HangUp: true})
 }
 
 // Drain makes room for n more bytes; negative for any number.
