@@ -1,9 +1,15 @@
 package server
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/gobwas/ws"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/netpoll"
+	"github.com/tocsin-push/tocsin/wire"
 )
 
 // A connection that turns out to be broken in the middle of a fan-out is closed
@@ -20,4 +26,25 @@ func TestBrokenInAWalkIsClosedAtOnce(t *testing.T) {
 	if got, _ := other.data(); len(got) != 1 {
 		t.Errorf("the other got %v", got)
 	}
+}
+
+// Whoever is cut by the first of two frames is not sent the second behind its
+// Close frame.
+func TestNothingIsSentBehindAClose(t *testing.T) {
+	s := newSim(t, 1, Config{MaxOutbox: 1000})
+	p := s.dial("/ws?topics=full")
+	p.drain(10) // of the first message
+	for range 2 {
+		s.publish("full", Message{Data: []byte(`"` + strings.Repeat("x", 390) + `"`)})
+	}
+	p.send(wstest.Text(`{"id":1,"subscribe":{"topic":"` + strings.Repeat("t", 100) + `","after":5,"epoch":"another"}}`))
+	s.run()
+	p.drain(-1)
+	s.run()
+	all := p.frames()
+	at := slices.IndexFunc(all, func(f wstest.Frame) bool { return f.Op == ws.OpClose })
+	if at < 0 || all[at].CloseCode() != wire.CloseSlow || at < len(all)-1 {
+		t.Errorf("got %v", all)
+	}
+	s.check()
 }

@@ -103,10 +103,11 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 		return
 	}
 	codec := codecs[c.Codec()]
-	t.Send(c, codec.AppendReply(nil, e.reply))
+	var missed []byte
 	if e.reply.Recovered == wire.NotRecovered {
-		t.Send(c, codec.AppendMissed(nil, e.gap))
+		missed = codec.AppendMissed(nil, e.gap)
 	}
+	t.Send(c, codec.AppendReply(nil, e.reply), missed)
 }
 
 // enterEarly joins c to a topic of its handshake, which is held; the welcome tells

@@ -22,11 +22,17 @@ func (t *Turn) flushReplies(c *Conn) {
 	t.send(c, b)
 }
 
-// Send sends c one message of its own at once, behind what waits for it. An empty
-// one is not sent. It is for tasks; while c is served there is [Turn.Reply].
-func (t *Turn) Send(c *Conn, payload []byte) {
-	if len(payload) > 0 {
-		t.send(c, wire.AppendFrame(nil, t.cfg.Codecs[c.codec].Op(), payload))
+// Send sends c messages of its own at once, behind what waits for it. Empty ones
+// are not sent. It is for tasks; while c is served there is [Turn.Reply].
+func (t *Turn) Send(c *Conn, payloads ...[]byte) {
+	var frames []byte
+	for _, payload := range payloads {
+		if len(payload) > 0 {
+			frames = wire.AppendFrame(frames, t.cfg.Codecs[c.codec].Op(), payload)
+		}
+	}
+	if len(frames) > 0 {
+		t.send(c, frames)
 	}
 }
 
