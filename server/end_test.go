@@ -48,3 +48,14 @@ func TestNothingIsSentBehindAClose(t *testing.T) {
 	}
 	s.check()
 }
+
+// The end of OnClose is nobody's event.
+func TestOnCloseIsNoStaleEvent(t *testing.T) {
+	closed := 0
+	s := newSim(t, 1, Config{OnClose: func(Conn, int) { closed++ }})
+	s.dial("/ws").hangUp()
+	s.run()
+	if n := s.srv.Stats().StaleEvents; closed != 1 || n != 0 {
+		t.Errorf("closed %d times, %d stale events", closed, n)
+	}
+}

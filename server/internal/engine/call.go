@@ -14,7 +14,7 @@ import (
 // is read, so its jobs run one at a time and in order.
 type Call struct {
 	shard *shard
-	ref   Ref
+	ref   Ref // 0: nobody is left for the job's Done
 	job   Job
 
 	panicked bool // set before the turn or the guest is told
@@ -63,7 +63,7 @@ func (t *Turn) CallLast(c *Conn, last Job) {
 	if c.ext != nil && c.ext.call != nil && c.ext.call.runBehind(last) {
 		return
 	}
-	t.submit(&Call{shard: t.shard, ref: c.Ref(), job: last})
+	t.submit(&Call{shard: t.shard, job: last})
 }
 
 // runBehind has last run behind c's job. It reports false if that has run.
@@ -124,11 +124,12 @@ func (e *Engine) runCall(call *Call) {
 		e.protect(last)
 	}
 	e.counts.call.Observe(e.kernel.Now() - start)
-	if call.guest != nil {
+	switch {
+	case call.guest != nil:
 		close(call.returned)
-		return
+	case call.ref != 0:
+		e.Post(call.ref, call)
 	}
-	e.Post(call.ref, call)
 }
 
 // protect runs other people's code and reports whether it has returned; a panic
