@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -634,5 +635,52 @@ func fewFDs() {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		st := srv.Stats()
 		fmt.Println(st.ShardMax*len(srv.shards), sum(st.AcceptErrors), st.HandshakeRejects["max_connections"])
+	}
+}
+
+// scarce is the real kernel, but there is never more than one descriptor left. It
+// notes for how long accepting stops.
+type scarce struct {
+	engine.Kernel
+	mu     sync.Mutex
+	none   bool
+	pauses []time.Duration
+}
+
+func (k *scarce) Accept(listener int) (int, netpoll.Errno) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.none {
+		k.none = false
+		return -1, syscall.EMFILE
+	}
+	fd, errno := k.Kernel.Accept(listener)
+	k.none = errno == 0
+	return fd, errno
+}
+
+// Reserve implements engine.Kernel: there is none.
+func (k *scarce) Reserve() int { return -1 }
+
+func (k *scarce) After(d time.Duration, f func()) func() bool {
+	if d < 100*time.Millisecond && d > 0 {
+		k.mu.Lock()
+		k.pauses = append(k.pauses, d)
+		k.mu.Unlock()
+	}
+	return k.Kernel.After(d, f)
+}
+
+// Accepting stops for longer and longer only while nobody can be accepted.
+func TestAcceptPausesLessWhenOneWasAccepted(t *testing.T) {
+	k := &scarce{Kernel: engine.System()}
+	_, addr := started(t, Config{kernel: k})
+	for range 4 {
+		dial(t, addr, "/ws")
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.pauses) < 3 || slices.ContainsFunc(k.pauses, func(d time.Duration) bool { return d != k.pauses[0] }) {
+		t.Errorf("accepting stopped for %v", k.pauses)
 	}
 }

@@ -92,24 +92,27 @@ func (l *listener) accept() {
 	if !busy {
 		return
 	}
-	errno := l.acceptSome()
+	some, errno := l.acceptSome()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.busy = false
+	if some || errno == 0 {
+		l.backoff = 0
+	}
 	switch {
 	case l.closed: // meanwhile
 		l.endLocked()
 	case errno != 0:
 		l.refusedLocked(errno)
 	default:
-		l.backoff = 0
 		l.rearmLocked()
 	}
 }
 
 // acceptSome takes a batch of connections and hands it to their shards. It
-// returns the error of an accept that the kernel refused.
-func (l *listener) acceptSome() (errno netpoll.Errno) {
+// reports whether there were any, and the error of an accept that the kernel
+// refused.
+func (l *listener) acceptSome() (some bool, errno netpoll.Errno) {
 	e := l.e
 	var batch [acceptBatch]int
 	n := 0
@@ -127,6 +130,7 @@ func (l *listener) acceptSome() (errno netpoll.Errno) {
 		if errno != 0 {
 			break
 		}
+		some = true
 		if e.conns.Add(1) > int64(e.capacity) {
 			e.turnAway(fd)
 			continue
@@ -135,7 +139,7 @@ func (l *listener) acceptSome() (errno netpoll.Errno) {
 		n++
 	}
 	e.admit(batch[:n])
-	return errno
+	return some, errno
 }
 
 // rearmLocked has the poller watch again. A server that cannot accept any more
