@@ -7,16 +7,21 @@ import "github.com/tocsin-push/tocsin/server/internal/engine"
 func (a app) Closed(t *engine.Turn, c *engine.Conn, end engine.End) {
 	srv := a.srv
 	s := srv.session(t, c)
-	srv.logClose(c, s, end)
-	for sub := range s.each {
-		sub.group.Remove(t, c)
-		srv.hub.leave(sub)
-	}
-	if s.ref != 0 {
-		srv.hub.logout(s)
-	}
+	defer func() { *s = session{} }() // also if the bus or the log panics
+	srv.leaveAll(t, c, s)
 	if srv.cfg.OnClose != nil {
 		t.CallLast(c, &closeJob{hook: srv.cfg.OnClose, conn: srv.handle(t, c, s), code: int(end.Code)})
 	}
-	*s = session{}
+	srv.logClose(c, s, end)
+}
+
+// leaveAll takes c out of its topics and its user's devices.
+func (srv *Server) leaveAll(t *engine.Turn, c *engine.Conn, s *session) {
+	if s.ref != 0 {
+		srv.hub.logout(s)
+	}
+	for sub := range s.each {
+		sub.group.Remove(t, c)
+		defer srv.hub.leave(sub) // each, also if the bus panics
+	}
 }

@@ -59,3 +59,33 @@ func TestOnCloseIsNoStaleEvent(t *testing.T) {
 		t.Errorf("closed %d times, %d stale events", closed, n)
 	}
 }
+
+// A turn that panics where a connection ends has ended it all the same, once.
+func TestEndOutlivesAPanic(t *testing.T) {
+	s := newSim(t, 1, Config{TopicLinger: -1})
+	p := s.dial("/ws?user=ann&topics=a,b,c")
+	s.srv.hub.bus = &unsubscribeOnce{localBus: localBus{s.srv.hub}}
+	p.hangUp()
+	s.WantPanics = 1
+	s.turn(0)
+	if s.WantPanics != 0 {
+		t.Fatal("nothing panicked")
+	}
+	s.check()
+	s.sweep(2 * s.srv.cfg.CloseTimeout)
+	if s.check(); !p.Gone {
+		t.Error("it is not closed")
+	}
+	next := s.dial("/ws?topics=c") // in the same place
+	s.publish("a", Message{Data: []byte("1")})
+	s.publish("c", Message{Data: []byte("2")})
+	if got, _ := next.data(); len(got) != 1 || got[0] != "2" {
+		t.Errorf("the next connection got %v", got)
+	}
+	next.hangUp()
+	s.run()
+	s.check()
+	if st := s.srv.Stats(); st.Connections+st.Users+st.Topics+st.Subscriptions != 0 {
+		t.Errorf("left behind: %+v", st)
+	}
+}

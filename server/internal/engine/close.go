@@ -178,7 +178,10 @@ func (t *Turn) abandon(c *Conn) {
 }
 
 // count does the accounts of the end of an open connection, and tells the App.
+// It is open no longer when the App is told, so that a panic there is no reason
+// to be told again.
 func (t *Turn) count(c *Conn, end End) {
+	t.become(c, stateClosing)
 	t.shard.open.remove(t.shard.local(c))
 	t.e.formats[c.codec].Add(-1)
 	t.counts.opened.Add(-1)
