@@ -151,9 +151,6 @@ func (srv *Server) subscribe(t *engine.Turn, c *engine.Conn, cmd *wire.Command) 
 	}
 }
 
-// full reports whether a connection has as many topics as it may.
-func (srv *Server) full(s *session) bool { return s.topics() >= srv.cfg.MaxTopics }
-
 func (srv *Server) tooManyTopics() *wire.Error {
 	return wire.Errorf(wire.TooManyTopics, "too many topics on this connection, the limit is %d", srv.cfg.MaxTopics)
 }

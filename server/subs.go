@@ -119,3 +119,6 @@ func (srv *Server) enterEarly(t *engine.Turn, c *engine.Conn, s *session, topic 
 	}))
 	return at
 }
+
+// full reports whether a connection has as many topics as it may.
+func (srv *Server) full(s *session) bool { return s.topics() >= srv.cfg.MaxTopics }
