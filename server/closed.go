@@ -7,7 +7,7 @@ import "github.com/tocsin-push/tocsin/server/internal/engine"
 func (a app) Closed(t *engine.Turn, c *engine.Conn, end engine.End) {
 	srv := a.srv
 	s := srv.session(t, c)
-	defer func() { *s = session{} }() // also if the bus or the log panics
+	defer func() { *s = session{} }() // also if the log panics
 	srv.leaveAll(t, c, s)
 	if srv.cfg.OnClose != nil {
 		t.CallLast(c, &closeJob{hook: srv.cfg.OnClose, conn: srv.handle(t, c, s), code: int(end.Code)})
@@ -22,6 +22,6 @@ func (srv *Server) leaveAll(t *engine.Turn, c *engine.Conn, s *session) {
 	}
 	for sub := range s.each {
 		sub.group.Remove(t, c)
-		defer srv.hub.leave(sub) // each, also if the bus panics
+		defer srv.hub.leave(sub) // each, whatever becomes of one
 	}
 }

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -60,11 +62,26 @@ func TestOnCloseIsNoStaleEvent(t *testing.T) {
 	}
 }
 
+// panicOnce is a log whose first line panics.
+type panicOnce struct {
+	slog.Handler
+	lines int
+}
+
+func (h *panicOnce) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h *panicOnce) Handle(context.Context, slog.Record) error {
+	if h.lines++; h.lines == 1 {
+		panic("a log that panics")
+	}
+	return nil
+}
+
 // A turn that panics where a connection ends has ended it all the same, once.
 func TestEndOutlivesAPanic(t *testing.T) {
 	s := newSim(t, 1, Config{TopicLinger: -1})
 	p := s.dial("/ws?user=ann&topics=a,b,c")
-	s.srv.hub.bus = &unsubscribeOnce{localBus: localBus{s.srv.hub}}
+	s.srv.cfg.Logger = slog.New(&panicOnce{Handler: slog.DiscardHandler})
 	p.hangUp()
 	s.WantPanics = 1
 	s.turn(0)

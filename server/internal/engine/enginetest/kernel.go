@@ -180,6 +180,10 @@ func (k *Kernel) Send(fd int, b []byte) (int, netpoll.Errno) {
 		return len(b), 0
 	}
 	p := k.peer(fd)
+	if p.Panics {
+		p.Panics = false
+		panic("a send that panics")
+	}
 	if p.Ends || p.Broken {
 		return 0, syscall.EPIPE
 	}
@@ -335,17 +339,18 @@ func (k *Kernel) TakeCalls() []*engine.Call {
 
 // Peer is the other end of one connection.
 type Peer struct {
-	k    *Kernel
-	FD   int
-	Ref  engine.Ref    // once it was accepted
-	In   []byte        // on its way to the server
-	EOF  bool          // behind In
-	Out  []byte        // from the server, not yet read
-	Ends bool          // behind Out
-	Room int           // bytes that the socket takes until it refuses; negative: all
-	Gone bool          // the server has closed the descriptor
-	Edge netpoll.Event // that the next wait will report
-	full bool          // a send was refused; room makes an edge
+	k      *Kernel
+	FD     int
+	Ref    engine.Ref    // once it was accepted
+	In     []byte        // on its way to the server
+	EOF    bool          // behind In
+	Out    []byte        // from the server, not yet read
+	Ends   bool          // behind Out
+	Room   int           // bytes that the socket takes until it refuses; negative: all
+	Gone   bool          // the server has closed the descriptor
+	Panics bool          // the next send to it does
+	Edge   netpoll.Event // that the next wait will report
+	full   bool          // a send was refused; room makes an edge
 
 	Broken bool // it was reset: no call on the socket succeeds any more
 }
