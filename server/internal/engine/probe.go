@@ -177,8 +177,10 @@ func (p *Probe) GrowQueue(c *Conn, n int) { p.t.extraOf(c).out.q = make([]entry,
 // Check compares the accounts with what there is. alive is how many connections
 // there are.
 func (p *Probe) Check(alive int) error {
-	waiting, conns, open := 0, 0, 0
+	waiting, conns, open, handshaking, calls := 0, 0, 0, 0, 0
+	var formats [maxCodecs]int64
 	for _, s := range p.e.shards {
+		calls += len(s.waiting)
 		if len(s.dead) > 0 {
 			return fmt.Errorf("shard %d has %d dead that nobody reaped", s.index, len(s.dead))
 		}
@@ -188,8 +190,12 @@ func (p *Probe) Check(alive int) error {
 			if (c.state == stateOpen) != s.open.has(i) || c.state == stateFree {
 				return fmt.Errorf("slot %d of shard %d is in state %s", i, s.index, stateNames[c.state])
 			}
-			if c.state == stateOpen {
+			switch c.state {
+			case stateHead, stateAuth:
+				handshaking++
+			case stateOpen:
 				open++
+				formats[c.codec]++
 			}
 			n, err := p.checkExtra(c)
 			if err != nil {
@@ -202,6 +208,15 @@ func (p *Probe) Check(alive int) error {
 	if c.outboxBytes.Load() != int64(waiting) || int(c.opened.Load()) != open || conns != alive || int(p.e.conns.Load()) != alive {
 		return fmt.Errorf("the accounts say %d bytes waiting, %d open and %d connections; there are %d, %d and %d of %d",
 			c.outboxBytes.Load(), c.opened.Load(), p.e.conns.Load(), waiting, open, alive, conns)
+	}
+	if int(c.handshaking.Load()) != handshaking || int(c.waitingCalls.Load()) != calls {
+		return fmt.Errorf("the accounts say %d handshakes and %d calls that wait; there are %d and %d",
+			c.handshaking.Load(), c.waitingCalls.Load(), handshaking, calls)
+	}
+	for i, n := range formats {
+		if p.e.formats[i].Load() != n {
+			return fmt.Errorf("the accounts say %d connections of codec %d, there are %d", p.e.formats[i].Load(), i, n)
+		}
 	}
 	return nil
 }

@@ -324,6 +324,16 @@ func (k *Kernel) RunCalls() {
 	}
 }
 
+// RunCall runs one of the calls that wait, whichever: several workers take them.
+func (k *Kernel) RunCall() {
+	if len(k.calls) > 0 {
+		i := k.Rng.IntN(len(k.calls))
+		c := k.calls[i]
+		k.calls = slices.Delete(k.calls, i, i+1)
+		k.Work.Call(c)
+	}
+}
+
 // HasCalls reports whether calls wait.
 func (k *Kernel) HasCalls() bool { return len(k.calls) > 0 }
 
