@@ -2,7 +2,7 @@
 // [Client.Subscribe] asks for the messages of a topic, and Options.OnEvent gets
 // them, with everything else that the server sends. When the connection is lost,
 // the client comes back by itself, subscribed to the same topics after the last
-// message it was given. The protocol is that of docs/protocol.md, package
+// message it was given: at once, or as soon as the server can. The protocol is that of docs/protocol.md, package
 // wire/tocsin.
 //
 // A client has two goroutines: one reads the socket and reconnects, the other

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/tocsin-push/tocsin/wire"
 	"github.com/tocsin-push/tocsin/wire/tocsin"
@@ -12,7 +13,8 @@ import (
 // call is a command that has no reply yet.
 type call struct {
 	wire.Command
-	done chan<- result // buffered; nil for the client's own resubscribing
+	done    chan<- result // buffered; nil for the client's own resubscribing
+	attempt int           // of that, on this connection, from 0
 }
 
 type result struct {
@@ -152,8 +154,12 @@ func (c *Client) answer(e wire.Event) {
 	delete(c.calls, e.ID)
 	topic := string(cmd.Topic)
 	if e.Error != nil {
-		cmd.finish(wire.OK{}, e.Error)
-		if cmd.done == nil {
+		switch {
+		case cmd.done != nil:
+			cmd.finish(wire.OK{}, e.Error)
+		case e.Error.Code == wire.Internal:
+			c.tryAgainLocked(cmd)
+		default:
 			delete(c.topics, topic)
 			c.pushLocked(wire.Event{Cancel: &wire.Cancel{Topic: topic, Reason: e.Error.Error()}})
 		}
@@ -170,4 +176,28 @@ func (c *Client) answer(e wire.Event) {
 		delete(c.topics, topic)
 	}
 	cmd.finish(*e.OK, nil)
+}
+
+// tryAgainLocked has a resubscribing repeated that the server cannot do now, with
+// the delays of connecting. If the topic is gone by then, or where it stands has
+// changed, somebody else has seen to it.
+func (c *Client) tryAgainLocked(cmd *call) {
+	sock, topic := c.sock, string(cmd.Topic)
+	at, ok := c.topics[topic]
+	if !ok {
+		return
+	}
+	time.AfterFunc(c.delay(nil, cmd.attempt), func() {
+		c.mu.Lock()
+		now, ok := c.topics[topic]
+		if c.sock != sock || !ok || now != at {
+			c.mu.Unlock()
+			return
+		}
+		again := subscribing(topic, &at)
+		again.attempt = cmd.attempt + 1
+		frame := c.enterLocked(again)
+		c.mu.Unlock()
+		_ = sock.text(frame) // a failed write ends the connection
+	})
 }

@@ -149,6 +149,60 @@ func TestResume(t *testing.T) {
 	})
 }
 
+// A topic that the server cannot give now is asked for again, later and later, and
+// not for longer than somebody wants it.
+func TestResumeIsTriedAgain(t *testing.T) {
+	run(t, func(t *testing.T, s *fake) {
+		s.welcome.set(`{"welcome":{"conn":"c1","ping":0}}`)
+		c, p := s.dial("", Options{})
+		for _, topic := range []string{"a", "left", "taken"} {
+			go func() {
+				p.send(`{"id":%d,"ok":{"seq":3,"epoch":"x"}}`, p.wantCommand("subscribe", `{"topic":"`+topic+`"}`))
+			}()
+			if _, err := c.Subscribe(t.Context(), topic, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fail := func(p *peer, topic string) {
+			t.Helper()
+			id := p.wantCommand("subscribe", `{"topic":"`+topic+`","after":3,"epoch":"x"}`)
+			p.send(`{"id":%d,"error":{"code":"internal","message":"try again"}}`, id)
+		}
+		p.drop()
+		p, _ = s.wantDial()
+		for _, topic := range []string{"a", "left", "taken"} {
+			fail(p, topic)
+		}
+		go func() { p.send(`{"id":%d,"ok":{}}`, p.wantCommand("unsubscribe", `{"topic":"left"}`)) }()
+		if err := c.Unsubscribe(t.Context(), "left"); err != nil {
+			t.Fatal(err)
+		}
+		p.send(`{"ok":{"topic":"taken","seq":4,"epoch":"x"}}`)
+		if e := s.nextEvent(); e.OK == nil {
+			t.Errorf("got %+v", e)
+		}
+		for attempt := range 10 {
+			began := time.Now()
+			fail(p, "a")
+			if took := time.Since(began); took > c.ceiling(attempt) {
+				t.Errorf("attempt %d came after %s", attempt, took)
+			}
+		}
+		// What was to come on a connection that is lost comes on no other.
+		p.drop()
+		p, _ = s.wantDial()
+		id := p.wantCommand("subscribe", `{"topic":"a","after":3,"epoch":"x"}`)
+		p.send(`{"id":%d,"ok":{"topic":"a","seq":3,"epoch":"x","recovered":true}}`, id)
+		id = p.wantCommand("subscribe", `{"topic":"taken","after":4,"epoch":"x"}`)
+		p.send(`{"id":%d,"ok":{"topic":"taken","seq":4,"epoch":"x","recovered":true}}`, id)
+		time.Sleep(time.Hour)
+		s.wantNoEvent()
+		if len(p.in) > 0 {
+			t.Errorf("the client sent %q", (<-p.in).Payload)
+		}
+	})
+}
+
 // A topic that begins a new numbering is followed from its new position.
 func TestResumeNotRecovered(t *testing.T) {
 	run(t, func(t *testing.T, s *fake) {
