@@ -186,14 +186,16 @@ func (x *exchange) admit() error {
 
 // find returns the route of a path, and what stands behind its prefix and before
 // its suffix. Paths are not cleaned: a//b and a/../b are names of topics, and
-// a%2Fsubscribers is one too.
+// a%2Fsubscribers is one too, as is subscribers alone.
 func (a *api) find(u *url.URL) (rt *route, name string) {
 	if rt, ok := a.exact[u.Path]; ok {
 		return rt, ""
 	}
 	for _, rt := range a.prefixes {
-		if name, ok := strings.CutPrefix(u.Path, rt.prefix); ok && strings.HasSuffix(u.EscapedPath(), rt.suffix) {
-			return rt, strings.TrimSuffix(name, rt.suffix)
+		name, begins := strings.CutPrefix(u.Path, rt.prefix)
+		name, ends := strings.CutSuffix(name, rt.suffix)
+		if begins && ends && strings.HasSuffix(u.EscapedPath(), rt.suffix) {
+			return rt, name
 		}
 	}
 	return a.nowhere, ""

@@ -92,7 +92,7 @@ func (b *backend) Disconnect(_ context.Context, to server.Target, code wire.Clos
 func (b *backend) User(name string) []string { return b.conns[name] }
 
 func (b *backend) Topic(name string) (server.Position, int, bool) {
-	return server.Position{Seq: 17, Epoch: "x"}, 3, name == "news/sport"
+	return server.Position{Seq: 17, Epoch: "x"}, 3, name == "news/sport" || name == "subscribers"
 }
 
 func (b *backend) Subscribe(_ context.Context, to server.Target, topic string) (int, error) {
@@ -747,6 +747,8 @@ func TestInformation(t *testing.T) {
 	wantProblem(t, do(h, get("/api/topics/none/subscribers")), http.StatusNotFound)
 	wantProblem(t, do(h, get("/api/topics//subscribers")), http.StatusBadRequest, "empty")
 	wantProblem(t, do(h, get("/api/topics/news/sport%2Fsubscribers")), http.StatusNotFound) // a topic of that name
+	wantBody(t, do(h, get("/api/topics/subscribers")), `{"topic":"subscribers","seq":17,"epoch":"x","subscribers":3}`)
+	wantBody(t, do(h, get("/api/topics/subscribers/subscribers?limit=1")), `{"topic":"subscribers","total":3,"subscribers":[{"conn":"c1","user":"ann"}]}`)
 	wantProblem(t, do(h, get("/api/topics/$all")), http.StatusBadRequest, "reserved")
 
 	var stats struct {
