@@ -209,7 +209,8 @@ func FuzzTake(f *testing.F) {
 	f.Add(stream(asking(4), 4), uint8(7))
 	f.Add([]byte("HTTP/1.1 503 Service Unavailable\r\n\r\n"), uint8(3))
 	f.Add([]byte("HTTP/1.1 101 Switching Protocols\r\n\r\n\x81\x7f\xff\xff\xff\xff\xff\xff\xff\xff"), uint8(1))
-	hists := testEngine(0).hists // five large ones
+	f.Add([]byte("HTTP/1. 101ICX+Yqv66kxgM0FcWaLWlFLwTAI=\r\n\r\n\x89\x0f00000000000000000"), uint8('%')) // the pong cannot be sent
+	hists := testEngine(0).hists                                                                          // five large ones
 	f.Fuzz(func(t *testing.T, b []byte, step uint8) {
 		e := &engine{ledger: ledger{hists: hists}, conns: []conn{{fd: -1, state: asked}}}
 		e.dial.flying, e.dial.pending = 1, 1

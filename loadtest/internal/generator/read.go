@@ -99,7 +99,6 @@ func (e *engine) take(i int, c *conn, b []byte) bool {
 		b = b[size:]
 		e.welcome(i, c)
 	}
-	fd := c.fd
 	for len(b) > 0 {
 		h, size := wire.ParseHeader(b)
 		if size > 0 && (h.Length < 0 || h.Length > maxFrame || h.Masked || h.Rsv != 0) {
@@ -111,7 +110,7 @@ func (e *engine) take(i int, c *conn, b []byte) bool {
 			return true
 		}
 		e.frame(i, c, h, b[size:size+int(h.Length)])
-		if c.fd != fd {
+		if c.state != opened { // it has ended, and may even be dialled again
 			return false
 		}
 		b = b[size+int(h.Length):]
