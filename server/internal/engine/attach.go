@@ -1,5 +1,7 @@
 package engine
 
+import "slices"
+
 // attach begins a connection: its slot, its place in the epoll set. It returns
 // nil if there is none.
 func (t *Turn) attach(fd int) *Conn {
@@ -16,7 +18,8 @@ func (t *Turn) attach(fd int) *Conn {
 		// Somebody else closed a descriptor that was ours.
 		t.e.log.Error("a connection's descriptor was closed by somebody else", "fd", fd)
 		t.lose(c)
-		s.dead = s.dead[:len(s.dead)-1] // its descriptor is the new one's
+		// Not for the reaper: its descriptor is the new one's.
+		s.dead = slices.DeleteFunc(s.dead, func(dead *Conn) bool { return dead == c })
 		t.free(c)
 	}
 	*c = Conn{fd: int32(fd), gen: max(c.gen, 1), state: stateHead, stamp: t.now}

@@ -189,9 +189,8 @@ func (t *Turn) count(c *Conn, end End) {
 	t.app.Closed(t, c, end)
 }
 
-// sendClose sends the Close frame and goes to stateClosing.
+// sendClose sends the Close frame of a connection that was counted as closed.
 func (t *Turn) sendClose(c *Conn, code wire.CloseCode, reason string) {
-	t.become(c, stateClosing)
 	if x := c.ext; x != nil {
 		if c.flags&flagGarbled != 0 {
 			x.in = wire.Reader{}
