@@ -1,17 +1,13 @@
 package server
 
-import (
-	"hash/maphash"
-
-	"github.com/tocsin-push/tocsin/internal/lockorder"
-)
+import "github.com/tocsin-push/tocsin/internal/lockorder"
 
 // index finds things by name: users' connections, topics. It is split in
 // stripes, each with its own lock, and costs about 14 bytes an entry: a table
 // of pointers whose names stand in what they point to, where a map would keep
 // each name a second time.
 type index[E named] struct {
-	seed    maphash.Seed
+	hash    func(string) uint64 // static; nobody can guess it
 	stripes [64]stripe[E]
 }
 
@@ -23,15 +19,15 @@ type named interface {
 // stripe is one part of an index. The caller holds mu for all of it.
 type stripe[E named] struct {
 	mu   lockorder.Mutex[lockorder.Stripe]
-	seed maphash.Seed
+	hash func(string) uint64
 	tab  []E // open addressing, linear probing, at most three quarters full
 	n    int
 }
 
-func newIndex[E named]() *index[E] {
-	x := &index[E]{seed: maphash.MakeSeed()}
+func newIndex[E named](hash func(string) uint64) *index[E] {
+	x := &index[E]{hash: hash}
 	for i := range x.stripes {
-		x.stripes[i].seed = x.seed
+		x.stripes[i].hash = hash
 	}
 	return x
 }
@@ -42,7 +38,7 @@ func (x *index[E]) stripe(name string) *stripe[E] {
 }
 
 // number is which stripe name belongs to.
-func (x *index[E]) number(name string) int { return int(maphash.String(x.seed, name) >> 58) }
+func (x *index[E]) number(name string) int { return int(x.hash(name) >> 58) }
 
 // len counts all entries.
 func (x *index[E]) len() (n int) {
@@ -58,7 +54,7 @@ func (x *index[E]) len() (n int) {
 // home is where an entry stands if nothing is in its way. The low half of the
 // hash, as a fraction, is multiplied by the length, which so can be any number.
 func (s *stripe[E]) home(name string) int {
-	return int(uint64(uint32(maphash.String(s.seed, name))) * uint64(len(s.tab)) >> 32)
+	return int(uint64(uint32(s.hash(name))) * uint64(len(s.tab)) >> 32)
 }
 
 // after is the place behind i, in a circle.

@@ -2,10 +2,15 @@ package server
 
 import (
 	"fmt"
+	"hash/maphash"
 	"math/rand/v2"
 	"sync"
 	"testing"
 )
+
+var seed = maphash.MakeSeed()
+
+func hashed(s string) uint64 { return maphash.String(seed, s) }
 
 type entry struct{ name string }
 
@@ -14,7 +19,7 @@ func (e *entry) indexName() string { return e.name }
 func TestIndexIsAMap(t *testing.T) {
 	for seed := range uint64(20) {
 		rng := rand.New(rand.NewPCG(seed, 0))
-		x, model := newIndex[*entry](), map[string]*entry{}
+		x, model := newIndex[*entry](hashed), map[string]*entry{}
 		names := 1 + rng.IntN(2000)
 		for range 10 * names {
 			e := &entry{fmt.Sprint("user", rng.IntN(names))}
@@ -49,7 +54,7 @@ func TestIndexIsAMap(t *testing.T) {
 }
 
 func TestIndexConcurrently(t *testing.T) {
-	x := newIndex[*entry]()
+	x := newIndex[*entry](hashed)
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,7 +40,7 @@ type busSide struct {
 // waiting is who waits for a topic.
 type waiting struct {
 	since time.Duration
-	all   map[waiter]bool
+	all   []waiter
 }
 
 // waiter is who waits: a connection, or a goroutine. wake is called with the
@@ -128,10 +131,10 @@ func (h *hub) await(t *topic, w waiter) {
 		if b.waiting == nil {
 			b.waiting = map[*topic]*waiting{}
 		}
-		of = &waiting{since: h.srv.engine.Now(), all: map[waiter]bool{}}
+		of = &waiting{since: h.srv.engine.Now()}
 		b.waiting[t] = of
 	}
-	of.all[w] = true
+	of.all = append(of.all, w)
 }
 
 // forsake undoes an await.
@@ -141,7 +144,7 @@ func (h *hub) forsake(t *topic, w waiter) {
 	mu.Lock()
 	defer mu.Unlock()
 	if of := b.waiting[t]; of != nil {
-		delete(of.all, w)
+		of.all = slices.DeleteFunc(of.all, func(other waiter) bool { return other == w })
 	}
 }
 
@@ -172,7 +175,7 @@ func (h *hub) wakeLocked(b *busSide, t *topic) {
 	if w == nil {
 		return
 	}
-	for who := range w.all {
+	for _, who := range w.all {
 		who.wake()
 	}
 	if delete(b.waiting, t); len(b.waiting) == 0 {
@@ -323,19 +326,19 @@ func (h *hub) tick(now time.Duration) {
 }
 
 // tickStripe is tick for one stripe. It returns of how many topics the bus has
-// said nothing for too long.
+// said nothing for too long. It goes by their names: what happens has one order.
 func (h *hub) tickStripe(i int, now time.Duration) (silent int) {
 	st, b := &h.topics.stripes[i], &h.busSides[i]
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	h.forgetLingeringLocked(&h.lingering[i], now)
-	for t, w := range b.waiting {
-		if now-w.since >= h.srv.cfg.AuthTimeout {
+	for _, t := range slices.SortedFunc(maps.Keys(b.waiting), byName) {
+		if now-b.waiting[t].since >= h.srv.cfg.AuthTimeout {
 			h.refuseLocked(st, b, t)
 			silent++
 		}
 	}
-	for name := range b.lost {
+	for _, name := range slices.Sorted(maps.Keys(b.lost)) {
 		if t := h.findLocked(st, name); t != nil && t.ready() {
 			b.later(busCall{name, false})
 			b.later(busCall{name, true})
@@ -344,3 +347,5 @@ func (h *hub) tickStripe(i int, now time.Duration) (silent int) {
 	b.lost = nil
 	return silent
 }
+
+func byName(a, b *topic) int { return strings.Compare(a.flow.Name, b.flow.Name) }

@@ -30,7 +30,8 @@ type hub struct {
 }
 
 func newHub(srv *Server) *hub {
-	h := &hub{users: newIndex[*session](), topics: newIndex[*topic](), epoch: srv.randomName() + "-", srv: srv, bus: srv.cfg.Bus}
+	hash := srv.engine.Hash()
+	h := &hub{users: newIndex[*session](hash), topics: newIndex[*topic](hash), epoch: srv.randomName() + "-", srv: srv, bus: srv.cfg.Bus}
 	if h.bus == nil {
 		h.bus = localBus{h}
 	}

@@ -134,6 +134,9 @@ func (e *Engine) Date() time.Time { return e.kernel.Date() }
 // passed, unless stop is called before; stop reports whether it was.
 func (e *Engine) After(d time.Duration, f func()) (stop func() bool) { return e.kernel.After(d, f) }
 
+// Hash returns a hash of strings whose results cannot be guessed.
+func (e *Engine) Hash() func(string) uint64 { return e.kernel.Hash() }
+
 // Rand fills b with bytes that cannot be guessed.
 func (e *Engine) Rand(b []byte) { e.kernel.Rand(b) }
 

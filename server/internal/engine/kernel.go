@@ -32,7 +32,8 @@ type Kernel interface {
 	Now() time.Duration // monotonic, from an arbitrary start
 	Date() time.Time    // of the day, for people
 	After(d time.Duration, f func()) (stop func() bool)
-	Rand(b []byte) // fills b with bytes that cannot be guessed
+	Rand(b []byte)             // fills b with bytes that cannot be guessed
+	Hash() func(string) uint64 // a hash whose results cannot be guessed
 
 	// Runner starts what runs the work, until its Close.
 	Runner(w Work) (Runner, error)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net"
 	"net/netip"
 	"syscall"
@@ -36,6 +37,11 @@ func (system) Close(fd int) netpoll.Errno                 { return netpoll.Close
 func (k system) Now() time.Duration                       { return time.Since(k.start) }
 func (system) Date() time.Time                            { return time.Now() }
 func (system) Rand(b []byte)                              { rand.Read(b) }
+
+func (system) Hash() func(string) uint64 {
+	seed := maphash.MakeSeed()
+	return func(s string) uint64 { return maphash.String(seed, s) }
+}
 
 func (system) After(d time.Duration, f func()) func() bool { return time.AfterFunc(d, f).Stop }
 

@@ -129,6 +129,17 @@ func (k *Kernel) Rand(b []byte) {
 	}
 }
 
+// Hash implements engine.Kernel: FNV-1a, the same in every process.
+func (k *Kernel) Hash() func(string) uint64 {
+	return func(s string) uint64 {
+		h := uint64(14695981039346656037)
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * 1099511628211
+		}
+		return h
+	}
+}
+
 // Runner implements engine.Kernel.
 func (k *Kernel) Runner(w engine.Work) (engine.Runner, error) {
 	k.Work = w
