@@ -9,6 +9,7 @@ import (
 // wait waits until done is closed, or returns why it never will be or is not
 // waited for any longer.
 func (srv *Server) wait(ctx context.Context, done <-chan struct{}) (err error) {
+	defer srv.engine.Woken(ctx)
 	select {
 	case <-done:
 		return nil

@@ -160,23 +160,19 @@ func (srv *Server) ready(ctx context.Context, topics []*topic) error {
 // told is how a goroutine waits for what it asked turns to do. What it asked is
 // the turn's until it is told.
 type told struct {
-	ended chan struct{} // the server's
-	one   chan struct{} // a token for each
+	srv *Server
+	one chan struct{} // a token for each
 }
 
-func (srv *Server) newTold(most int) told { return told{srv.ended, make(chan struct{}, most)} }
+func (srv *Server) newTold(most int) told { return told{srv, make(chan struct{}, most)} }
 
 func (w told) tell() { w.one <- struct{}{} }
 
 // wait waits for n to be done. After an error some are not.
 func (w told) wait(ctx context.Context, n int) error {
 	for range n {
-		select {
-		case <-w.one:
-		case <-w.ended: // nobody has a turn any more
-			return ErrClosed
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := w.srv.wait(ctx, w.one); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -137,6 +137,9 @@ func (e *Engine) After(d time.Duration, f func()) (stop func() bool) { return e.
 // Hash returns a hash of strings whose results cannot be guessed.
 func (e *Engine) Hash() func(string) uint64 { return e.kernel.Hash() }
 
+// Woken is called by whoever has waited for the engine; see [Kernel].
+func (e *Engine) Woken(ctx context.Context) { e.kernel.Woken(ctx) }
+
 // Rand fills b with bytes that cannot be guessed.
 func (e *Engine) Rand(b []byte) { e.kernel.Rand(b) }
 

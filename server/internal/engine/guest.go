@@ -143,15 +143,22 @@ func (g *Guest) Wait(done <-chan struct{}) bool {
 func (g *Guest) wait(ctx context.Context, done <-chan struct{}) bool {
 	select {
 	case <-done:
-		return true
 	case <-g.e.drain.cut:
-		g.refuse(shuttingDown())
 	case <-ctx.Done():
-		if g.r.Context().Err() != nil {
-			g.Refuse(http.StatusServiceUnavailable, RejectGone, "the request was given up")
-		} else {
-			g.refuse(authLate())
-		}
+	}
+	g.e.kernel.Woken(ctx)
+	select {
+	case <-done:
+		return true
+	default:
+	}
+	switch {
+	case g.r.Context().Err() != nil:
+		g.Refuse(http.StatusServiceUnavailable, RejectGone, "the request was given up")
+	case ctx.Err() != nil:
+		g.refuse(authLate())
+	default:
+		g.refuse(shuttingDown())
 	}
 	return false
 }

@@ -35,6 +35,11 @@ type Kernel interface {
 	Rand(b []byte)             // fills b with bytes that cannot be guessed
 	Hash() func(string) uint64 // a hash whose results cannot be guessed
 
+	// Woken is called by a goroutine that is not the runner's, when it has waited
+	// for a turn or for whoever ctx belongs to, and before it does anything else.
+	// A simulation decides when it goes on.
+	Woken(ctx context.Context)
+
 	// Runner starts what runs the work, until its Close.
 	Runner(w Work) (Runner, error)
 }

@@ -34,7 +34,7 @@ func (e *Engine) Shutdown(ctx context.Context) (err error) {
 		e.drain.atOnce.Store(true)
 		close(e.drain.cut)
 		e.tellShards()
-		e.waitFor(context.Background(), func() bool { return e.conns.Load() == 0 })
+		e.waitFor(context.WithoutCancel(ctx), func() bool { return e.conns.Load() == 0 })
 	}
 	e.stop(ctx)
 	return err
@@ -65,14 +65,14 @@ func (e *Engine) tellShards() {
 
 // waitFor waits until ended, or ctx ends, and reports which.
 func (e *Engine) waitFor(ctx context.Context, ended func() bool) bool {
-	for !ended() {
+	for !ended() && ctx.Err() == nil {
 		select {
 		case <-e.drain.empty:
 		case <-ctx.Done():
-			return ended()
 		}
+		e.kernel.Woken(ctx)
 	}
-	return true
+	return ended()
 }
 
 // stop ends what the engine runs on.

@@ -38,6 +38,8 @@ func (k system) Now() time.Duration                       { return time.Since(k.
 func (system) Date() time.Time                            { return time.Now() }
 func (system) Rand(b []byte)                              { rand.Read(b) }
 
+func (system) Woken(context.Context) {}
+
 func (system) Hash() func(string) uint64 {
 	seed := maphash.MakeSeed()
 	return func(s string) uint64 { return maphash.String(seed, s) }

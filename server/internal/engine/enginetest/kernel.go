@@ -1,27 +1,27 @@
 // Package enginetest is a kernel without sockets, goroutines or time: turns and
 // calls run when the test says so, the clock stands still until then, and each
 // peer is two buffers. What happens follows from the seed.
+//
+// A test has a choice. It can say itself what runs, with [Kernel.Turn] and
+// [Kernel.RunCalls]. Or it sets [Kernel.Virtual], and [Kernel.Step] decides by
+// chance which of all that could run does: that is how the simulation of package
+// server works.
 package enginetest
 
 import (
-	"context"
+	"hash/crc32"
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"runtime/debug"
-	"slices"
 	"syscall"
 	"time"
 
-	"github.com/gobwas/ws"
-
-	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/netpoll"
 	"github.com/tocsin-push/tocsin/server/internal/engine"
-	"github.com/tocsin-push/tocsin/wire"
 )
 
-// T is the part of a test that a Kernel needs; *testing.T is one.
+// T is the part of a test that a Kernel needs; *testing.T is one. If its Fatalf
+// returns, the Kernel goes on as a real one would.
 type T interface {
 	Helper()
 	Fatal(args ...any)
@@ -29,7 +29,7 @@ type T interface {
 }
 
 // Kernel implements engine.Kernel. One goroutine uses it, but for Date, Now and
-// After.
+// After; if Go is set, one at a time.
 type Kernel struct {
 	T     T
 	Rng   *rand.Rand
@@ -44,33 +44,92 @@ type Kernel struct {
 	Timers     bool            // After is real time's; else nothing comes of it
 	WantPanics int             // turns that may panic, as a runner survives it; others fail the test
 
+	// Of a simulation.
+	Virtual   bool         // After's timers are Step's; Timers has no meaning
+	Chance    Chance       // what goes wrong
+	MaxFDs    int          // descriptors at once; 0 for any number
+	Interrupt func()       // what others may do in the middle of a turn's system call
+	Go        func(func()) // runs a call beside all else; nil runs it in the caller
+
 	Sent   int // bytes, of a sink
 	Recvs  int
 	Closed int // descriptors
+	Seen   Count
+	Trace  uint64 // a hash of all that was seen, in its order
 
 	Work    engine.Work // what the engine has run
 	sets    []*set
-	peers   map[int]*Peer // by descriptor, the newest
-	ready   []*Peer       // those with an edge
+	fds     []descriptor // by number
+	open    int          // of them
+	ready   []*Peer      // those with an edge
 	stale   []netpoll.Event
 	pending []int // shards that want a turn
 	calls   []*engine.Call
+	sched   scheduler
+}
+
+// Chance says how often something goes wrong: once in so many times, 0 for
+// never.
+type Chance struct {
+	Cut       int // a read gets a part, the rest comes later
+	Signal    int // a system call is interrupted: EINTR
+	Narrow    int // a send finds less room than there is
+	Reset     int // a system call finds the connection reset
+	Late      int // a wait tells of an edge later than it could
+	Double    int // a wait tells of an edge again
+	Spurious  int // a set is reported although nothing is ready
+	Accept    int // an accept fails
+	Interrupt int // others go on in the middle of a system call
+	Inline    int // the runner says that it is idle when it is
+}
+
+// Count is how often what happened.
+type Count struct {
+	Calls  int // system calls
+	Faults map[string]int
+}
+
+// descriptor is what stands behind a number.
+type descriptor struct {
+	peer   *Peer // the newest
+	listen *Listener
+	used   bool // by something else: a reserve
 }
 
 // New returns a kernel without connections.
 func New(t T, seed uint64) *Kernel {
-	return &Kernel{T: t, Rng: rand.New(rand.NewPCG(seed, 0)), Time: time.Hour, CallRoom: -1, peers: map[int]*Peer{}}
+	return &Kernel{
+		T: t, Rng: rand.New(rand.NewPCG(seed, 0)), Time: time.Hour, CallRoom: -1,
+		Seen: Count{Faults: map[string]int{}}, fds: make([]descriptor, firstFD),
+	}
 }
 
 // firstFD is the first descriptor of a connection. Those below are others'.
 const firstFD = 32
 
-// set is an epoll set.
-type set struct {
-	k     *Kernel
-	index int
-	armed bool
-	watch func()
+// saw counts a system call and adds it to the hash.
+func (k *Kernel) saw(name byte, fd, n int, errno netpoll.Errno, data []byte) {
+	k.Seen.Calls++
+	k.Note(uint64(name)<<56^uint64(fd)<<40^uint64(uint32(n))<<8^uint64(errno), data)
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Note adds something that happened to the hash.
+func (k *Kernel) Note(what uint64, data []byte) {
+	h := (k.Trace ^ what) * 0x9E3779B97F4A7C15
+	h = (h ^ h>>29 ^ uint64(crc32.Checksum(data, castagnoli))) * 0xBF58476D1CE4E5B9
+	k.Trace = h ^ h>>32
+}
+
+// Happens decides whether something with that chance, of once in n times, does;
+// if so it is counted as a fault of that name.
+func (k *Kernel) Happens(n int, fault string) bool {
+	if n == 0 || k.Rng.IntN(n) != 0 {
+		return false
+	}
+	k.Seen.Faults[fault]++
+	return true
 }
 
 // Capacity implements engine.Kernel.
@@ -81,46 +140,30 @@ func (k *Kernel) Capacity(want, _ int) (int, error) {
 	return want, nil
 }
 
-// Open implements engine.Kernel.
-func (k *Kernel) Open() (engine.Set, error) {
-	s := &set{k: k, index: len(k.sets)}
-	k.sets = append(k.sets, s)
-	return s, nil
-}
-
-// TakeListener implements engine.Kernel: there are none.
-func (k *Kernel) TakeListener(net.Listener, time.Duration) (int, error) { return -1, syscall.ENOTSUP }
-
-// TakeConn implements engine.Kernel: there are none.
-func (k *Kernel) TakeConn(net.Conn, time.Duration) (int, error) { return -1, syscall.ENOTSUP }
-
-// Reserve implements engine.Kernel.
-func (k *Kernel) Reserve() int { return -1 }
-
-// Accept implements engine.Kernel.
-func (k *Kernel) Accept(int) (int, netpoll.Errno) { return -1, syscall.EAGAIN }
-
 // Peer implements engine.Kernel.
 func (k *Kernel) Peer(fd int) netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), uint16(k.peer(fd).FD))
+	if p := k.peer(fd); p == nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), uint16(fd))
 }
 
 // CloseWrite implements engine.Kernel.
-func (k *Kernel) CloseWrite(fd int) netpoll.Errno { k.peer(fd).Ends = true; return 0 }
+func (k *Kernel) CloseWrite(fd int) netpoll.Errno {
+	k.saw('w', fd, 0, 0, nil)
+	p := k.peer(fd)
+	if p == nil {
+		return syscall.EBADF
+	}
+	p.Ends = true
+	return 0
+}
 
 // Now implements engine.Kernel.
 func (k *Kernel) Now() time.Duration { k.Time += k.Look; return k.Time }
 
 // Date implements engine.Kernel.
 func (k *Kernel) Date() time.Time { return time.Unix(0, 0).Add(k.Time + k.Ahead) }
-
-// After implements engine.Kernel.
-func (k *Kernel) After(d time.Duration, f func()) func() bool {
-	if !k.Timers {
-		return func() bool { return false }
-	}
-	return time.AfterFunc(d, f).Stop
-}
 
 // Rand implements engine.Kernel.
 func (k *Kernel) Rand(b []byte) {
@@ -140,44 +183,103 @@ func (k *Kernel) Hash() func(string) uint64 {
 	}
 }
 
-// Runner implements engine.Kernel.
-func (k *Kernel) Runner(w engine.Work) (engine.Runner, error) {
-	k.Work = w
-	return runner{k}, nil
+// peer returns that of an open descriptor. A call on another is an error that a
+// real kernel may not notice: it could be somebody else's by then.
+func (k *Kernel) peer(fd int) *Peer {
+	if fd < 0 || fd >= len(k.fds) || k.fds[fd].peer == nil || k.fds[fd].peer.Gone {
+		k.T.Fatalf("a system call on descriptor %d, which is closed", fd)
+		return nil
+	}
+	return k.fds[fd].peer
 }
 
-func (k *Kernel) peer(fd int) *Peer {
-	p := k.peers[fd]
-	if p == nil || p.Gone {
-		k.T.Fatalf("a system call on descriptor %d, which is closed", fd)
+// take returns the lowest free descriptor, -1 if there is none.
+func (k *Kernel) take() int {
+	if k.MaxFDs > 0 && k.open >= k.MaxFDs {
+		return -1
 	}
-	return p
+	k.open++
+	for fd := firstFD; fd < len(k.fds); fd++ {
+		if k.fds[fd].free() {
+			return fd
+		}
+	}
+	k.fds = append(k.fds, descriptor{})
+	return len(k.fds) - 1
+}
+
+func (d *descriptor) free() bool { return !d.used && d.listen == nil && (d.peer == nil || d.peer.Gone) }
+
+// Reserve implements engine.Kernel.
+func (k *Kernel) Reserve() int {
+	if !k.Virtual {
+		return -1
+	}
+	fd := k.take()
+	if fd >= 0 {
+		k.fds[fd] = descriptor{used: true}
+	}
+	return fd
 }
 
 // Close implements engine.Kernel.
 func (k *Kernel) Close(fd int) netpoll.Errno {
-	k.peer(fd).Gone = true
+	if fd < 0 {
+		return syscall.EBADF
+	}
+	k.saw('c', fd, 0, 0, nil)
+	if d := &k.fds[fd]; d.used || d.listen != nil {
+		if d.listen != nil {
+			d.listen.close()
+		}
+		*d = descriptor{}
+		k.open--
+		return 0
+	}
+	p := k.peer(fd)
+	if p == nil {
+		return syscall.EBADF
+	}
+	p.Gone = true
+	k.open--
 	k.Closed++
 	return 0
 }
 
 // Recv implements engine.Kernel.
 func (k *Kernel) Recv(fd int, b []byte) (int, netpoll.Errno) {
+	k.interrupted()
+	n, errno := k.recv(fd, b)
+	k.saw('r', fd, n, errno, b[:n])
+	return n, errno
+}
+
+func (k *Kernel) recv(fd int, b []byte) (int, netpoll.Errno) {
 	k.Recvs++
 	p := k.peer(fd)
-	if p.Broken {
+	switch {
+	case p == nil:
+		return 0, syscall.EBADF
+	case p.Broken:
 		return 0, syscall.ECONNRESET
-	}
-	if len(p.In) == 0 {
-		if p.EOF {
-			return 0, 0
-		}
+	case k.Happens(k.Chance.Signal, "a read that a signal interrupts"):
+		return 0, syscall.EINTR
+	case len(p.In) > 0 && k.Happens(k.Chance.Reset, "a connection that is reset"):
+		p.Reset()
+		return 0, syscall.ECONNRESET
+	case len(p.In) == 0 && p.EOF:
+		p.Heard = true
+		return 0, 0
+	case len(p.In) == 0:
 		return 0, syscall.EAGAIN
 	}
 	n := len(p.In)
-	if k.CutReads { // the rest has not arrived yet; its edge will follow
+	if k.CutReads || n > 1 && k.Happens(k.Chance.Cut, "a read that gets a part") { // the rest has not arrived yet; its edge will follow
 		n = 1 + k.Rng.IntN(n)
 		p.Raise(netpoll.Event{Readable: true})
+		if p.EOF {
+			p.Raise(netpoll.Event{HangUp: true})
+		}
 	}
 	n = copy(b, p.In[:n])
 	p.In = p.In[n:]
@@ -190,15 +292,32 @@ func (k *Kernel) Send(fd int, b []byte) (int, netpoll.Errno) {
 		k.Sent += len(b)
 		return len(b), 0
 	}
+	k.interrupted()
+	n, errno := k.send(fd, b)
+	k.saw('s', fd, n, errno, b[:n])
+	return n, errno
+}
+
+func (k *Kernel) send(fd int, b []byte) (int, netpoll.Errno) {
 	p := k.peer(fd)
-	if p.Panics {
+	switch {
+	case p == nil:
+		return 0, syscall.EBADF
+	case p.Panics:
 		p.Panics = false
 		panic("a send that panics")
-	}
-	if p.Ends || p.Broken {
+	case p.Ends || p.Broken:
 		return 0, syscall.EPIPE
+	case k.Happens(k.Chance.Signal, "a send that a signal interrupts"):
+		return 0, syscall.EINTR
+	case k.Happens(k.Chance.Reset, "a connection that is reset"):
+		p.Reset()
+		return 0, syscall.ECONNRESET
 	}
 	n := len(b)
+	if k.Happens(k.Chance.Narrow, "a send that finds too little room") {
+		p.Room = k.Rng.IntN(n + 1)
+	}
 	if p.Room >= 0 {
 		n = min(n, p.Room)
 		p.Room -= n
@@ -211,248 +330,64 @@ func (k *Kernel) Send(fd int, b []byte) (int, netpoll.Errno) {
 	return n, 0
 }
 
-// FD implements engine.Set.
-func (s *set) FD() int { return s.index }
-
-// Add implements engine.Set.
-func (s *set) Add(fd int, key uint64) netpoll.Errno {
-	s.k.peer(fd).Ref = engine.Ref(key)
-	return 0
-}
-
-// Close implements engine.Set.
-func (s *set) Close() error { return nil }
-
-// Wait implements engine.Set. It reports the edges of a set in any order, now
-// and then one for a connection that has ended.
-func (s *set) Wait(events []netpoll.Event) (int, netpoll.Errno) {
-	k := s.k
-	if len(k.WaitErr) > 0 {
-		errno := k.WaitErr[0]
-		k.WaitErr = k.WaitErr[1:]
-		if errno != 0 {
-			return 0, errno
-		}
+// TakeConn implements engine.Kernel for a [Peer]'s Conn.
+func (k *Kernel) TakeConn(conn net.Conn, _ time.Duration) (int, error) {
+	c, ok := conn.(*Conn)
+	if !ok {
+		return -1, syscall.ENOTSUP
 	}
-	n := 0
-	for _, e := range k.stale {
-		if n < len(events) && engine.Ref(e.Key).Shard(len(k.sets)) == s.index {
-			events[n] = e
-			n++
-		}
+	fd := k.take()
+	if fd < 0 {
+		return -1, syscall.EMFILE
 	}
-	k.stale = nil
-	var later []*Peer
-	k.Rng.Shuffle(len(k.ready), func(i, j int) { k.ready[i], k.ready[j] = k.ready[j], k.ready[i] })
-	for _, p := range k.ready {
-		switch {
-		case p.Gone || p.Edge == netpoll.Event{}:
-			continue
-		case p.Ref.Shard(len(k.sets)) != s.index || n == len(events):
-			later = append(later, p)
-			continue
-		}
-		events[n] = p.Edge
-		events[n].Key = uint64(p.Ref)
-		p.Edge = netpoll.Event{}
-		n++
+	c.peer.FD = fd
+	k.fds[fd] = descriptor{peer: c.peer}
+	return fd, nil
+}
+
+// TakeListener implements engine.Kernel for a [Listener].
+func (k *Kernel) TakeListener(ln net.Listener, _ time.Duration) (int, error) {
+	l, ok := ln.(*Listener)
+	if !ok {
+		return -1, syscall.ENOTSUP
 	}
-	k.ready = later
-	return n, 0
-}
-
-// Stale has the next wait report an edge of a connection that has ended.
-func (k *Kernel) Stale(e netpoll.Event) { k.stale = append(k.stale, e) }
-
-// runner implements engine.Runner.
-type runner struct{ k *Kernel }
-
-func (r runner) Watch(fd int, ready func()) error {
-	r.k.sets[fd].watch = ready
-	return r.Rearm(fd)
-}
-
-func (r runner) Rearm(fd int) error {
-	r.k.sets[fd].armed = true
-	return nil
-}
-
-func (r runner) Unwatch(int) error { return nil }
-func (r runner) Turn(shard int)    { r.k.pending = append(r.k.pending, shard) }
-func (r runner) Idle() bool        { return false }
-func (r runner) Calls() int        { return len(r.k.calls) }
-func (r runner) Close() error      { return nil }
-
-func (r runner) ReleaseCalls(context.Context) error { return nil }
-
-func (r runner) Call(c *engine.Call) bool {
-	if r.k.CallRoom >= 0 && len(r.k.calls) >= r.k.CallRoom {
-		return false
+	fd := k.take()
+	if fd < 0 {
+		return -1, syscall.EMFILE
 	}
-	r.k.calls = append(r.k.calls, c)
-	return true
+	l.fd = fd
+	k.fds[fd] = descriptor{listen: l}
+	return fd, nil
 }
 
-// Turn has a shard served until it has nothing left: its set is reported, and
-// it has every turn that it wants.
-func (k *Kernel) Turn(shard int) {
-	if s := k.sets[shard]; s.armed {
-		s.armed = false
-		s.watch()
+// acceptErrors are what accept4(2) may fail with.
+var acceptErrors = []netpoll.Errno{syscall.EINTR, syscall.ECONNABORTED, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EPROTO}
+
+// Accept implements engine.Kernel.
+func (k *Kernel) Accept(listener int) (int, netpoll.Errno) {
+	fd, errno := k.accept(listener)
+	k.saw('a', listener, fd, errno, nil)
+	return fd, errno
+}
+
+func (k *Kernel) accept(listener int) (int, netpoll.Errno) {
+	l := k.fds[listener].listen
+	switch {
+	case l == nil:
+		return -1, syscall.EBADF
+	case len(l.queue) == 0:
+		return -1, syscall.EAGAIN
+	case k.Happens(k.Chance.Accept, "an accept that fails"):
+		return -1, acceptErrors[k.Rng.IntN(len(acceptErrors))]
 	}
-	for i := 0; ; i++ {
-		at := slices.Index(k.pending, shard)
-		if at < 0 {
-			return
-		}
-		if i == 10_000 {
-			k.T.Fatal("turns without end")
-		}
-		k.pending = slices.Delete(k.pending, at, at+1)
-		k.turn(shard)
+	fd := k.take()
+	if fd < 0 {
+		k.Seen.Faults["no descriptor"]++
+		return -1, syscall.EMFILE
 	}
-}
-
-func (k *Kernel) turn(shard int) {
-	defer func() {
-		if k.WantPanics == 0 {
-			return
-		}
-		if v := recover(); v != nil {
-			k.WantPanics--
-			k.Work.TurnPanicked(shard, v, debug.Stack())
-		}
-	}()
-	k.Work.Turn(0, shard)
-}
-
-// RunCalls runs the calls that wait.
-func (k *Kernel) RunCalls() {
-	for len(k.calls) > 0 {
-		c := k.calls[0]
-		k.calls = k.calls[1:]
-		k.Work.Call(c)
-	}
-}
-
-// RunCall runs one of the calls that wait, whichever: several workers take them.
-func (k *Kernel) RunCall() {
-	if len(k.calls) > 0 {
-		i := k.Rng.IntN(len(k.calls))
-		c := k.calls[i]
-		k.calls = slices.Delete(k.calls, i, i+1)
-		k.Work.Call(c)
-	}
-}
-
-// HasCalls reports whether calls wait.
-func (k *Kernel) HasCalls() bool { return len(k.calls) > 0 }
-
-// Wanting reports whether a shard wants a turn.
-func (k *Kernel) Wanting() bool { return len(k.pending) > 0 }
-
-// TakeCalls returns the calls that wait, which then do not any more.
-func (k *Kernel) TakeCalls() []*engine.Call {
-	calls := k.calls
-	k.calls = nil
-	return calls
-}
-
-// Peer is the other end of one connection.
-type Peer struct {
-	k      *Kernel
-	FD     int
-	Ref    engine.Ref    // once it was accepted
-	In     []byte        // on its way to the server
-	EOF    bool          // behind In
-	Out    []byte        // from the server, not yet read
-	Ends   bool          // behind Out
-	Room   int           // bytes that the socket takes until it refuses; negative: all
-	Gone   bool          // the server has closed the descriptor
-	Panics bool          // the next send to it does
-	Edge   netpoll.Event // that the next wait will report
-	full   bool          // a send was refused; room makes an edge
-
-	Broken bool // it was reset: no call on the socket succeeds any more
-}
-
-// Socket makes a connection that the server has not accepted yet, under the
-// lowest free descriptor.
-func (k *Kernel) Socket() *Peer {
-	fd := firstFD
-	for k.peers[fd] != nil && !k.peers[fd].Gone {
-		fd++
-	}
-	p := &Peer{k: k, FD: fd, Room: -1}
-	k.peers[fd] = p
-	return p
-}
-
-// Alive returns how many connections the server has not closed.
-func (k *Kernel) Alive() (n int) {
-	for _, p := range k.peers {
-		if !p.Gone {
-			n++
-		}
-	}
-	return n
-}
-
-// Raise makes an edge, which the next wait may tell.
-func (p *Peer) Raise(e netpoll.Event) {
-	p.Edge.Readable = p.Edge.Readable || e.Readable
-	p.Edge.Writable = p.Edge.Writable || e.Writable
-	p.Edge.HangUp = p.Edge.HangUp || e.HangUp
-	if !slices.Contains(p.k.ready, p) {
-		p.k.ready = append(p.k.ready, p)
-	}
-}
-
-// Readable reports whether the next wait will report p.
-func (p *Peer) Readable() bool { return p.Edge != netpoll.Event{} }
-
-// Write sends bytes to the server.
-func (p *Peer) Write(b []byte) {
-	p.In = append(p.In, b...)
-	p.Raise(netpoll.Event{Readable: true})
-}
-
-// Send sends frames to the server.
-func (p *Peer) Send(frames ...wstest.Frame) { p.Write(wstest.Encode(frames...)) }
-
-// HangUp ends the peer's side.
-func (p *Peer) HangUp() {
-	p.EOF = true
-	p.Raise(netpoll.Event{Readable: true, HangUp: true})
-}
-
-// Reset ends the connection as a peer does that is not there any more.
-func (p *Peer) Reset() {
-	p.Broken = true
-	p.Raise(netpoll.Event{Readable: true, Writable: true, HangUp: true})
-}
-
-// Drain makes room for n more bytes; negative for any number.
-func (p *Peer) Drain(n int) {
-	p.Room = n
-	if p.full {
-		p.full = false
-		p.Raise(netpoll.Event{Writable: true})
-	}
-}
-
-// Frames reads what has come as whole frames and leaves the rest.
-func (p *Peer) Frames() (out []wstest.Frame) {
-	p.k.T.Helper()
-	for {
-		h, size := wire.ParseHeader(p.Out)
-		if size == 0 || int64(len(p.Out)-size) < h.Length {
-			return out
-		}
-		if h.Masked || h.Rsv != 0 || !h.Fin || h.OpCode == ws.OpContinuation || h.OpCode.IsReserved() {
-			p.k.T.Fatalf("a bad frame from the server: %+v", h)
-		}
-		out = append(out, wstest.Frame{Op: h.OpCode, Payload: p.Out[size : size+int(h.Length)]})
-		p.Out = p.Out[size+int(h.Length):]
-	}
+	p := l.queue[0]
+	l.queue = l.queue[1:]
+	p.FD = fd
+	k.fds[fd] = descriptor{peer: p}
+	return fd, 0
 }
