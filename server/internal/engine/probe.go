@@ -181,6 +181,9 @@ func (p *Probe) Check(alive int) error {
 	var formats [maxCodecs]int64
 	for _, s := range p.e.shards {
 		calls += len(s.waiting)
+		s.inbox.mu.Lock()
+		conns, handshaking = conns+len(s.inbox.accepted), handshaking+len(s.inbox.accepted)
+		s.inbox.mu.Unlock()
 		if len(s.dead) > 0 {
 			return fmt.Errorf("shard %d has %d dead that nobody reaped", s.index, len(s.dead))
 		}
@@ -242,4 +245,16 @@ func (p *Probe) checkExtra(c *Conn) (n int, err error) {
 		return 0, fmt.Errorf("a connection keeps an extra that nothing needs")
 	}
 	return n, nil
+}
+
+// Abandon has everybody who waits for the engine wait no longer, when a
+// simulation has failed.
+func (p *Probe) Abandon() {
+	for _, l := range p.e.listeners {
+		close(l.ended)
+	}
+	p.e.listeners = nil
+	p.e.conns.Store(0)
+	p.e.counts.waitingCalls.Store(0)
+	p.e.drain.signal()
 }

@@ -25,9 +25,6 @@ func (t *Turn) serve(c *Conn, toEnd bool) {
 	switch {
 	case errno == netpoll.EAGAIN:
 		return
-	case errno == netpoll.EINTR:
-		t.shard.unread = append(t.shard.unread, c.Ref())
-		return
 	case errno != 0 || n == 0:
 		t.lose(c)
 		return

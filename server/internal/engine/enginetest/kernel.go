@@ -9,6 +9,7 @@
 package enginetest
 
 import (
+	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
 	"net"
@@ -47,6 +48,7 @@ type Kernel struct {
 	// Of a simulation.
 	Virtual   bool         // After's timers are Step's; Timers has no meaning
 	Chance    Chance       // what goes wrong
+	Show      bool         // system calls are printed
 	MaxFDs    int          // descriptors at once; 0 for any number
 	Interrupt func()       // what others may do in the middle of a turn's system call
 	Go        func(func()) // runs a call beside all else; nil runs it in the caller
@@ -107,8 +109,14 @@ func New(t T, seed uint64) *Kernel {
 // firstFD is the first descriptor of a connection. Those below are others'.
 const firstFD = 32
 
+// callNames are the system calls, as saw has them.
+var callNames = map[byte]string{'a': "accept4", 'c': "close", 'e': "epoll_wait", 'r': "recv", 's': "send", 'w': "shutdown"}
+
 // saw counts a system call and adds it to the hash.
 func (k *Kernel) saw(name byte, fd, n int, errno netpoll.Errno, data []byte) {
+	if k.Show {
+		fmt.Printf("    %v %s(%d) = %d %v\n", k.Time, callNames[name], fd, n, errno)
+	}
 	k.Seen.Calls++
 	k.Note(uint64(name)<<56^uint64(fd)<<40^uint64(uint32(n))<<8^uint64(errno), data)
 }

@@ -31,8 +31,9 @@ type scheduler struct {
 	idle    chan struct{}  // closed when none is; nil if nobody waits
 	scratch []choice
 
-	mu     sync.Mutex
-	parked []*parked // goroutines that have waited and may go on, by caller
+	mu        sync.Mutex
+	parked    []*parked // goroutines that have waited and may go on, by caller
+	abandoned bool      // they all do
 }
 
 // parked is a goroutine that waits until Step has it go on.
@@ -59,6 +60,10 @@ func (k *Kernel) Park(caller int) {
 	p := &parked{caller, make(chan struct{})}
 	s := &k.sched
 	s.mu.Lock()
+	if s.abandoned {
+		s.mu.Unlock()
+		return
+	}
 	at, _ := slices.BinarySearchFunc(s.parked, caller, func(p *parked, caller int) int { return p.caller - caller })
 	s.parked = slices.Insert(s.parked, at, p)
 	s.mu.Unlock()
@@ -278,15 +283,19 @@ func (r runner) Calls() int   { return len(r.k.calls) }
 func (r runner) Close() error { return nil }
 
 func (r runner) ReleaseCalls(ctx context.Context) error {
-	if !r.k.Virtual {
+	k := r.k
+	if !k.Virtual {
 		return nil
 	}
-	for len(r.k.calls) > 0 || r.k.sched.running > 0 {
+	for (len(k.calls) > 0 || k.sched.running > 0) && !k.sched.abandoned {
 		idle := make(chan struct{})
-		r.k.sched.idle = idle
+		k.sched.idle = idle
 		select {
 		case <-idle:
 		case <-ctx.Done():
+		}
+		k.Woken(ctx)
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
@@ -486,5 +495,22 @@ func (k *Kernel) interrupted() {
 		k.run(all[n])
 	} else if k.Interrupt != nil {
 		k.Interrupt()
+	}
+}
+
+// Abandon has every goroutine go on that waits for Step, now and from now on.
+func (k *Kernel) Abandon() {
+	s := &k.sched
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.abandoned = true
+	for _, p := range s.parked {
+		close(p.gone)
+	}
+	s.parked = nil
+	k.calls, k.sched.running = nil, 0
+	if s.idle != nil {
+		close(s.idle)
+		s.idle = nil
 	}
 }

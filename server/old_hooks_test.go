@@ -21,10 +21,10 @@ import (
 	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
-// hookClient is a simClient of a server with hooks: it sends its head in parts
+// hookClient is a oldClient of a server with hooks: it sends its head in parts
 // and may be refused.
 type hookClient struct {
-	simClient
+	oldClient
 	head     []byte // that it has not sent
 	upgraded bool
 	refused  bool
@@ -96,16 +96,16 @@ func (c *hookClient) told(f wstest.Frame) {
 	}
 }
 
-// simHooks are hooks that do what comes to their mind, and keep account.
-type simHooks struct {
+// oldHooks are hooks that do what comes to their mind, and keep account.
+type oldHooks struct {
 	s    *sim
 	said map[string][]string // by connection
 }
 
-func (h *simHooks) note(c Conn, what string) { h.said[c.ID()] = append(h.said[c.ID()], what) }
+func (h *oldHooks) note(c Conn, what string) { h.said[c.ID()] = append(h.said[c.ID()], what) }
 
 // whim is what a hook may do beside its work.
-func (h *simHooks) whim(c Conn) {
+func (h *oldHooks) whim(c Conn) {
 	switch h.s.Rng.IntN(30) {
 	case 0:
 		panic("a hook that panics")
@@ -114,12 +114,12 @@ func (h *simHooks) whim(c Conn) {
 	case 2, 3, 4:
 		c.Send(ws.OpBinary, []byte(c.ID()))
 	case 5:
-		c.Unsubscribe(simTopics[h.s.Rng.IntN(len(simTopics))])
+		c.Unsubscribe(oldTopics[h.s.Rng.IntN(len(oldTopics))])
 	}
 }
 
-func (h *simHooks) config() Config {
-	cfg := simConfig()
+func (h *oldHooks) config() Config {
+	cfg := oldConfig()
 	cfg.AuthTimeout, cfg.HandshakeTimeout = 3*time.Second, 3*time.Second
 	cfg.Auth = func(r *http.Request) (Identity, error) {
 		switch h.s.Rng.IntN(10) {
@@ -151,7 +151,7 @@ func (h *simHooks) config() Config {
 
 // check wants every connection that was opened to be told of in order: its
 // opening, its messages and its end, if that has come.
-func (h *simHooks) check(ended bool) {
+func (h *oldHooks) check(ended bool) {
 	for id, said := range h.said {
 		closes := slices.Index(said, "close")
 		if said[0] != "open" || slices.Contains(said[1:], "open") || closes >= 0 && closes != len(said)-1 || ended && closes < 0 {
@@ -161,16 +161,16 @@ func (h *simHooks) check(ended bool) {
 }
 
 // dial begins a connection.
-func (h *simHooks) dial(i int) *hookClient {
+func (h *oldHooks) dial(i int) *hookClient {
 	query := "?user=" + strconv.Itoa(i%3)
 	raw := h.s.Rng.IntN(6) == 0
 	if raw {
 		query += "&format=raw"
 	}
 	if h.s.Rng.IntN(3) == 0 {
-		query += "&topics=" + strings.Join(simTopics[:1+h.s.Rng.IntN(3)], ",")
+		query += "&topics=" + strings.Join(oldTopics[:1+h.s.Rng.IntN(3)], ",")
 	}
-	c := &hookClient{simClient: simClient{peer: h.s.open(), asked: map[uint64]string{}, at: map[string]uint64{}}, raw: raw}
+	c := &hookClient{oldClient: oldClient{peer: h.s.open(), asked: map[uint64]string{}, at: map[string]uint64{}}, raw: raw}
 	c.head = []byte(wstest.Request("tocsin.test", "/ws"+query, "dGhlIHNhbXBsZSBub25jZQ=="))
 	switch h.s.Rng.IntN(12) {
 	case 0:
@@ -182,9 +182,9 @@ func (h *simHooks) dial(i int) *hookClient {
 }
 
 // step does one random thing that has to do with c or with all.
-func (h *simHooks) step(c *hookClient) {
+func (h *oldHooks) step(c *hookClient) {
 	s := h.s
-	topic := simTopics[s.Rng.IntN(len(simTopics))]
+	topic := oldTopics[s.Rng.IntN(len(oldTopics))]
 	talks := c.talks() && len(c.head) == 0
 	switch k := s.Rng.IntN(100); {
 	case k < 20 && c.talks() && len(c.head) > 0:
@@ -236,9 +236,9 @@ func (h *simHooks) step(c *hookClient) {
 	}
 }
 
-// TestSimHooks is TestSim for a server whose hooks come late, have little room,
+// TestOldSimHooks is TestOldSim for a server whose hooks come late, have little room,
 // and do and refuse what they like. OnClose is called once for each OnOpen.
-func TestSimHooks(t *testing.T) {
+func TestOldSimHooks(t *testing.T) {
 	for seed := range uint64(size(2000)) {
 		if !t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) { simulateHooks(t, seed) }) {
 			return
@@ -247,7 +247,7 @@ func TestSimHooks(t *testing.T) {
 }
 
 func simulateHooks(t *testing.T, seed uint64) {
-	h := &simHooks{said: map[string][]string{}}
+	h := &oldHooks{said: map[string][]string{}}
 	cfg := h.config()
 	s := newSim(t, seed, cfg)
 	h.s = s

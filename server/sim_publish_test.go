@@ -1,0 +1,384 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/tocsin-push/tocsin/wire"
+)
+
+// simLedger is every message that was ever sent, and what is known of it.
+type simLedger struct {
+	w        *world
+	messages []*simMessage
+	topics   map[string]*simTopic
+}
+
+// simMessage is one message, which may be sent more than once.
+type simMessage struct {
+	number  int
+	a       address
+	m       Message
+	at      Position // once it is known
+	got     int      // clients that it has reached
+	began   time.Duration
+	receipt *Receipt
+	sent    bool // somebody was told that it was
+	failed  bool // everybody was told that it was not
+	from    *simClient
+}
+
+// simTopic is where the messages of a topic stand.
+type simTopic struct {
+	places map[Position]int // message numbers
+}
+
+// write makes a message for an address.
+func (l *simLedger) write(a address, from *simClient) *simMessage {
+	w := l.w
+	s := &simMessage{number: len(l.messages), a: a, from: from, began: w.Time}
+	s.m.Data = fmt.Appendf(nil, `{"n":%d,"x":%q}`, s.number, pad(w.Rng.IntN(400)))
+	l.messages = append(l.messages, s)
+	return s
+}
+
+// of returns the message whose payload that is.
+func (l *simLedger) of(data []byte) *simMessage {
+	const prefix = `{"n":`
+	n := 0
+	for i := len(prefix); i < len(data) && data[i] >= '0' && data[i] <= '9'; i++ {
+		n = n*10 + int(data[i]-'0')
+	}
+	if len(data) < len(prefix) || n >= len(l.messages) || string(l.messages[n].m.Data) != string(data) {
+		l.w.fail("nobody has sent %q", data)
+	}
+	return l.messages[n]
+}
+
+// received notes that c was sent m, which must be for it.
+func (l *simLedger) received(c *simClient, m *wire.Message) (number int) {
+	s := l.of(m.Data)
+	ok := false
+	switch s.a.verb {
+	case verbPublish:
+		ok = c.raw || m.Topic == s.a.topic
+	case verbPush:
+		ok = (c.raw || m.Topic == wire.UserTopic) && (s.a.to.User != "" && s.a.to.User == c.user || s.a.to.Conn != "" && s.a.to.Conn == c.name())
+	case verbBroadcast:
+		ok = c.raw || m.Topic == wire.AllTopic
+	}
+	if !ok || s.failed {
+		l.w.fail("client %d of user %q was sent %+v, which is for %+v (refused: %v)", c.id, c.user, *m, s.a, s.failed)
+	}
+	if s.m.ID != "" && !c.raw && s.m.ID != m.ID {
+		l.w.fail("client %d was sent message %d with id %q, it has %q", c.id, s.number, m.ID, s.m.ID)
+	}
+	s.got++
+	return s.number
+}
+
+// placed notes that the sender of a message was told its place.
+func (l *simLedger) placed(number int, topic string, at Position) {
+	l.messages[number].sent = true
+	if at != (Position{}) {
+		l.stands(topic, at, number)
+	}
+}
+
+// stands notes that a message stands somewhere: nothing else does, nor it
+// elsewhere.
+func (l *simLedger) stands(topic string, at Position, number int) {
+	s := l.messages[number]
+	t := l.topics[topic]
+	if t == nil {
+		t = &simTopic{places: map[Position]int{}}
+		l.topics[topic] = t
+	}
+	if other, ok := t.places[at]; ok && other != number || s.at != (Position{}) && s.at != at {
+		l.w.fail("message %d stands at %+v of %s, and at %+v; message %d stands there too", number, at, topic, s.at, other)
+	}
+	t.places[at], s.at = number, at
+}
+
+// simPublish has backends and clients publish, push and broadcast, and judges
+// what they are told.
+func simPublish(w *world) feature {
+	cfg := &w.cfg
+	cfg.Overflow = []OverflowRule{{"old/", DropOldest}, {"new/", Latest}}
+	cfg.MaxOutbox = some(w, []int{3_000, 20_000})
+	cfg.TopicLinger = some(w, []time.Duration{5 * time.Second, 2 * time.Minute, -1})
+	if w.Rng.IntN(4) == 0 {
+		cfg.OutboxBudget = 6_000
+	}
+	if w.Rng.IntN(4) == 0 {
+		cfg.PublishBudget = 8_000
+	}
+	s := &publishers{w: w, l: &w.ledger}
+	w.Interrupt = func() {
+		if !w.stopping && w.cfg.Bus == nil {
+			s.publish()
+		}
+	}
+	return feature{
+		events: []happening{
+			{"a publish", 120, s.publish},
+			{"a publish that is waited for", 30, s.publishAndWait},
+			{"a publish that is tried again", 20, s.again},
+			{"a publish by a client", 30, s.byClient},
+			{"a push", 30, s.push},
+			{"a push that is to be acknowledged", 15, s.pushAck},
+			{"a broadcast", 10, s.broadcast},
+			{"a batch", 10, s.batch},
+			{"a requester that gives up", 10, s.giveUp},
+		},
+		often: s.often,
+		calm:  s.calm,
+	}
+}
+
+type publishers struct {
+	w     *world
+	l     *simLedger
+	keyed []*simMessage // that may be tried again
+}
+
+// options gives a message what it may have.
+func (s *publishers) options(m *simMessage) {
+	w := s.w
+	if w.Rng.IntN(10) == 0 {
+		m.m.TTL = time.Duration(1 + w.Rng.IntN(int(time.Second)))
+	}
+	if w.Rng.IntN(2) == 0 {
+		m.m.CollapseKey = strconv.Itoa(w.Rng.IntN(2))
+	}
+	if w.Rng.IntN(5) == 0 {
+		m.m.Urgency = "high"
+	}
+}
+
+// topicMessage makes one for a topic.
+func (s *publishers) topicMessage() *simMessage {
+	m := s.l.write(address{verb: verbPublish, topic: some(s.w, simTopics)}, nil)
+	s.options(m)
+	return m
+}
+
+// send has a backend send m, and judges what it is told.
+func (s *publishers) send(m *simMessage) {
+	s.w.call(fmt.Sprintf("the %s of message %d", m.a.verb, m.number), func(ctx context.Context) func() {
+		a, own := m.a, m.m
+		r, err := s.w.srv.send(ctx, &a, &own)
+		return func() { s.told(ctx, m, own.Wait, r, err) }
+	})
+}
+
+// told judges a receipt.
+func (s *publishers) told(ctx context.Context, m *simMessage, wait Wait, r Receipt, err error) {
+	w := s.w
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrNoAck) && wait == WaitAck, errors.Is(err, ErrNobody) && m.a.verb == verbPush:
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		return
+	case errors.Is(err, ErrBusy) && w.cfg.PublishBudget < 1<<20, errors.Is(err, ErrClosed) && w.stopping:
+		if m.m.IdempotencyKey == "" && m.from == nil {
+			m.failed = m.got == 0
+		}
+		return
+	default:
+		w.fail("message %d, %+v: %v", m.number, m.a, err)
+	}
+	if err == nil && r.ID == "" || m.m.ID != "" && err == nil && r.ID != m.m.ID {
+		w.fail("the receipt of message %d is %+v", m.number, r)
+	}
+	if r.ID != "" {
+		s.l.placed(m.number, m.a.topic, Position{r.Seq, r.Epoch})
+	}
+	if wait > WaitNone && r.Subscribers != r.Written+r.Queued+r.Dropped && !errors.Is(err, ErrNobody) {
+		w.fail("the receipt of message %d does not add up: %+v", m.number, r)
+	}
+	if wait > WaitNone && err == nil && m.got > r.Written+r.Queued {
+		w.fail("message %d has reached %d clients, its receipt says %+v", m.number, m.got, r)
+	}
+	if wait > WaitNone && err == nil {
+		m.receipt = &r
+	}
+}
+
+func (s *publishers) publish() bool {
+	m := s.topicMessage()
+	own := m.m
+	r, err := s.w.srv.Publish(context.Background(), m.a.topic, own)
+	s.told(context.Background(), m, WaitNone, r, err)
+	return true
+}
+
+func (s *publishers) publishAndWait() bool {
+	m := s.topicMessage()
+	m.m.Wait = WaitSent
+	s.send(m)
+	return true
+}
+
+// again publishes with a key: a new message, or one that was sent before.
+func (s *publishers) again() bool {
+	if len(s.keyed) > 0 && s.w.Rng.IntN(2) == 0 {
+		if m := some(s.w, s.keyed); s.w.Time-m.began < onceWindow/2 {
+			s.send(m)
+			return true
+		}
+	}
+	m := s.topicMessage()
+	m.m.IdempotencyKey = "key" + strconv.Itoa(m.number)
+	m.m.Wait = some(s.w, []Wait{WaitNone, WaitSent})
+	m.m.ID = "id" + strconv.Itoa(m.number)
+	s.keyed = append(s.keyed, m)
+	s.send(m)
+	return true
+}
+
+func (s *publishers) byClient() bool {
+	c := (&clientele{w: s.w}).one(commands)
+	if c == nil {
+		return false
+	}
+	topic := some(s.w, simTopics)
+	var m *simMessage
+	if n := len(s.l.messages); n > 0 && s.w.Rng.IntN(3) == 0 && s.l.messages[n-1].from == c {
+		m = s.l.messages[n-1] // once more
+		topic = m.a.topic
+	} else {
+		m = s.l.write(address{verb: verbPublish, topic: topic}, c)
+		m.m.ID = fmt.Sprintf("of client %d, %d", c.id, m.number)
+	}
+	if len(m.m.Data)+100 > s.w.cfg.MaxMessage {
+		return false
+	}
+	c.command(&simAsk{verb: "publish", topic: topic, number: m.number}, `"publish":{"topic":%q,"id":%q,"data":%s}`, topic, m.m.ID, m.m.Data)
+	return true
+}
+
+// target is a user or a connection, living or dead.
+func (s *publishers) target() (to Target, ok bool) {
+	w := s.w
+	c := (&clientele{w: w}).one(func(c *simClient) bool { return c.Ref != 0 })
+	switch {
+	case c == nil:
+		return to, false
+	case w.Rng.IntN(8) == 0:
+		return Target{Conn: w.srv.ids.name(c.Ref + 1<<32)}, true // the next of this descriptor
+	case w.Rng.IntN(2) == 0 || c.user == "":
+		return Target{Conn: c.name()}, true
+	}
+	return Target{User: c.user}, true
+}
+
+func (s *publishers) push() bool {
+	to, ok := s.target()
+	if !ok {
+		return false
+	}
+	m := s.l.write(address{verb: verbPush, to: to}, nil)
+	m.m.Wait = some(s.w, []Wait{WaitNone, WaitSent})
+	s.send(m)
+	return true
+}
+
+func (s *publishers) pushAck() bool {
+	to, ok := s.target()
+	if !ok {
+		return false
+	}
+	m := s.l.write(address{verb: verbPush, to: to}, nil)
+	m.m.Wait, m.m.AckTimeout = WaitAck, time.Duration(1+s.w.Rng.IntN(3000))*time.Millisecond
+	s.send(m)
+	return true
+}
+
+func (s *publishers) broadcast() bool {
+	m := s.l.write(address{verb: verbBroadcast}, nil)
+	m.m.Wait = some(s.w, []Wait{WaitNone, WaitSent})
+	if s.w.Rng.IntN(4) == 0 {
+		m.m.Rate, m.m.TTL = 1+s.w.Rng.IntN(50), time.Duration(s.w.Rng.IntN(int(2*time.Second)))
+	}
+	s.send(m)
+	return true
+}
+
+func (s *publishers) batch() bool {
+	all := make([]*simMessage, 1+s.w.Rng.IntN(20))
+	items := make([]BatchItem, len(all))
+	for i := range all {
+		m := s.topicMessage()
+		if to, ok := s.target(); ok && s.w.Rng.IntN(2) == 0 {
+			m.a, m.m.CollapseKey = address{verb: verbPush, to: to}, ""
+		}
+		m.m.Wait = some(s.w, []Wait{WaitNone, WaitSent})
+		all[i], items[i] = m, BatchItem{Topic: m.a.topic, To: m.a.to, Message: m.m}
+	}
+	s.w.call("a batch", func(ctx context.Context) func() {
+		results := s.w.srv.Batch(ctx, items)
+		return func() {
+			for i, r := range results {
+				s.told(ctx, all[i], all[i].m.Wait, r.Receipt, r.Err)
+			}
+		}
+	})
+	return true
+}
+
+// giveUp ends the context of somebody who waits.
+func (s *publishers) giveUp() bool {
+	c := some(s.w, slices.DeleteFunc(slices.Clone(s.w.callers), func(c *caller) bool { return c.what == "serve" }))
+	if c == nil || s.w.stopping {
+		return false
+	}
+	c.cancel()
+	return true
+}
+
+func (s *publishers) often() {
+	if n := s.w.srv.publishBytes.Load(); n < 0 {
+		s.w.fail("%d bytes are on their way", n)
+	}
+}
+
+// calm wants every message to be where its receipt says, and nothing to be on its
+// way.
+func (s *publishers) calm() {
+	w := s.w
+	if n := w.srv.publishBytes.Load(); n != 0 {
+		w.fail("%d bytes are still on their way", n)
+	}
+	for _, c := range w.callers {
+		if c.what != "serve" {
+			w.fail("%s has not returned, it began in step %d", c.what, c.started)
+		}
+	}
+	s.pushed()
+}
+
+// pushed wants what was written to a connection that is open to have arrived.
+func (s *publishers) pushed() {
+	w := s.w
+	open := map[string]*simClient{}
+	for _, c := range w.clients {
+		if c.open() && !c.Broken {
+			open[c.name()] = c
+		}
+	}
+	for _, m := range w.ledger.messages {
+		if m.receipt == nil || m.a.verb != verbPush {
+			continue
+		}
+		for _, d := range m.receipt.Devices {
+			if c := open[d.Conn]; c != nil && (d.Status == StatusWritten || d.Status == StatusAcked) && !c.got[m.number] {
+				w.fail("message %d was written to client %d, which has not got it", m.number, c.id)
+			}
+		}
+	}
+}
