@@ -42,15 +42,18 @@ type simClient struct {
 	pings  []string             // whose pong has not come
 	passed []string             // those of them that a later pong stands for
 
-	bad    wire.CloseCode   // what it did deserves this; 0 for nothing
-	may    []wire.CloseCode // these it may be closed with: somebody asked for it
-	slow   bool             // its socket was full, or is
-	asleep bool             // it does not read
-	closed bool             // it has sent Close
-	over   wire.CloseCode   // it was sent Close
-	spoke  time.Duration    // when it last sent something
-	before time.Duration    // the same, when it began to read
-	came   time.Duration    // when it connected
+	bad     wire.CloseCode   // what it did deserves this; 0 for nothing
+	may     []wire.CloseCode // these it may be closed with: somebody asked for it
+	slow    bool             // its socket was full, or is
+	asleep  bool             // it does not read
+	closed  bool             // it has sent Close, or says no more for another reason
+	mute    bool             // it has stopped in the middle of a frame
+	over    wire.CloseCode   // it was sent Close
+	goodbye bool             // it was told when to come back
+	spoke   time.Duration    // when it last sent something
+	before  time.Duration    // the same, when it began to read
+	silent  time.Duration    // for so long it was, at most, before it spoke again
+	came    time.Duration    // when it connected
 }
 
 // simAsk is a command on its way.
@@ -84,6 +87,7 @@ func (c *simClient) speak(frames ...wstest.Frame) {
 
 // say sends bytes, behind what is left of its head.
 func (c *simClient) say(b []byte) {
+	c.silent = max(c.silent, c.w.Time-c.spoke)
 	c.spoke = c.w.Time
 	c.Write(c.head)
 	c.head = nil
@@ -227,7 +231,7 @@ func (c *simClient) ended(f wstest.Frame) {
 // mayEnd reports whether the server had a reason for its close code.
 func (c *simClient) mayEnd() bool {
 	cfg := &c.w.cfg
-	silent := c.w.Time - c.before
+	silent := max(c.silent, c.w.Time-c.before)
 	switch c.over {
 	case c.bad:
 		return c.bad != 0
@@ -236,7 +240,7 @@ func (c *simClient) mayEnd() bool {
 	case wire.CloseNoPong:
 		return silent >= cfg.PingInterval+cfg.PongTimeout-2*engine.StampUnit
 	case wire.CloseShutdown:
-		return c.w.stopping
+		return c.w.stopping && (c.goodbye || c.raw)
 	}
 	return c.closed || slices.Contains(c.may, c.over)
 }
@@ -260,9 +264,10 @@ func (c *simClient) event(e *wire.Event) {
 	case e.Cancel != nil:
 		c.off(e.Cancel.Topic)
 	case e.Goodbye != nil:
-		if !c.w.stopping {
+		if !c.w.stopping || c.goodbye || e.Goodbye.Code != wire.CloseShutdown || time.Duration(e.Goodbye.RetryAfterMS)*time.Millisecond > c.w.cfg.Drain+time.Second {
 			c.w.fail("client %d was sent %+v", c.id, *e.Goodbye)
 		}
+		c.goodbye = true
 	case e.OK == nil && e.Error == nil: // these answer a command without an id
 		c.w.fail("client %d was sent an event without meaning", c.id)
 	}
@@ -672,7 +677,7 @@ func (s *clientele) half() bool {
 	b := wstest.Encode(frames...)
 	if n := 1 + s.w.Rng.IntN(3*len(b)); n < len(b) { // the rest never comes
 		c.say(b[:n])
-		c.closed = true // it says no more
+		c.closed, c.mute = true, true // it says no more
 		c.may = append(c.may, wire.ClosePolicy)
 		return true
 	}

@@ -1,11 +1,15 @@
 package server
 
 import (
+	"fmt"
 	"time"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/server/internal/engine"
 )
 
-// simTime lets time pass: a little, much, or at once while nobody runs. It judges
-// the deadlines: nobody stays longer than he may.
+// simTime lets time pass: a little, much, or at once while nobody runs. Where the
+// server has its share of the time, busy or not, nobody stays longer than he may.
 func simTime(w *world) feature {
 	cfg := &w.cfg
 	cfg.HandshakeTimeout = 3 * time.Second
@@ -14,22 +18,31 @@ func simTime(w *world) feature {
 	cfg.PingInterval, cfg.PongTimeout = 5*time.Second, 2*time.Second
 	cfg.WriteTimeout, cfg.OutboxAge, cfg.CloseTimeout = 6*time.Second, 9*time.Second, 2*time.Second
 	cfg.Drain = 2 * time.Second
-	return feature{
-		events: []happening{
-			{"a moment passes", 100, func() bool { w.jump(time.Duration(w.Rng.IntN(int(5 * time.Millisecond)))); return true }},
-			{"the next timer is due", 60, w.toTimer},
-			{"the process is stopped for a while", 2, func() bool {
-				w.jump(time.Duration(w.Rng.IntN(int(20 * time.Second))))
-				w.Seen.Faults["the process stops"]++
-				return true
-			}},
-			{"the clock of the day is set", 2, func() bool {
-				w.Ahead += time.Duration(w.Rng.IntN(int(2*time.Hour))) - time.Hour
-				w.Seen.Faults["the clock of the day is set"]++
-				return true
-			}},
-		},
+	s := &lateness{w: w, waits: map[*simClient]simWait{}}
+	busy := 0
+	if w.Rng.IntN(3) == 0 {
+		busy = 1
 	}
+	return feature{events: []happening{
+		{"a moment passes", 100, func() bool { w.jump(time.Duration(w.Rng.IntN(int(5 * time.Millisecond)))); return true }},
+		{"the next timer is due", 60, w.toTimer},
+		{"the process is stopped for a while", 2, s.stop},
+		{"the clock of the day is set", 2, s.setClock},
+		{"seconds pass", 2, s.idle},
+		{"seconds pass in which there is much to do", busy, s.busy},
+	}}
+}
+
+// lateness is the state of simTime.
+type lateness struct {
+	w     *world
+	waits map[*simClient]simWait
+}
+
+// simWait is for how long something has been as it is.
+type simWait struct {
+	what  string
+	since time.Duration // of the engine's clock
 }
 
 // toTimer lets time pass until the next timer is due.
@@ -40,4 +53,118 @@ func (w *world) toTimer() bool {
 	}
 	w.jump(due - w.Time)
 	return true
+}
+
+func (s *lateness) stop() bool {
+	s.w.jump(time.Duration(s.w.Rng.IntN(int(20 * time.Second))))
+	s.w.Seen.Faults["the process stops"]++
+	return true
+}
+
+func (s *lateness) setClock() bool {
+	s.w.Ahead += time.Duration(s.w.Rng.IntN(int(2*time.Hour))) - time.Hour
+	s.w.Seen.Faults["the clock of the day is set"]++
+	return true
+}
+
+// idle lets seconds pass. Whatever there is to do is done at once.
+func (s *lateness) idle() bool {
+	clear(s.waits)
+	for range 5 + s.w.Rng.IntN(40) {
+		s.w.pass(250 * time.Millisecond)
+		s.judge()
+	}
+	return true
+}
+
+// busy lets seconds pass. Some clients send more than the server can read, and a
+// turn is over before it has read it: each look at the clock takes long.
+func (s *lateness) busy() bool {
+	w := s.w
+	clear(s.waits)
+	look := w.Look
+	w.Look = 3 * engine.SliceBudget // a turn is over after one round
+	var floods []*simClient
+	for range 1 + w.Rng.IntN(3) {
+		if c := (&clientele{w: w}).one(commands); c != nil {
+			floods = append(floods, c)
+		}
+	}
+	for range 10 + w.Rng.IntN(30) {
+		for range 3 * (w.cfg.Shards + 2) {
+			for _, c := range floods {
+				s.flood(c)
+			}
+			w.Step()
+		}
+		w.jump(50 * time.Millisecond)
+		w.look(false)
+		s.judge()
+	}
+	w.Look = look
+	return true
+}
+
+// flood has c send as much as fills a few reads.
+func (s *lateness) flood(c *simClient) {
+	if !commands(c) {
+		return
+	}
+	frame := wstest.Encode(wstest.Text(fmt.Sprintf(`{"ping":{},"pad":%q}`, pad(min(20_000, s.w.cfg.MaxMessage-40)))))
+	c.asleep = false
+	c.Drain(-1)
+	for len(c.In) < 2*engine.ReadSize {
+		c.say(frame)
+	}
+}
+
+// deadlineSlack is how much later than its deadline something may happen: ticks
+// and sweeps are half a second apart, stamps and looks take their part.
+const deadlineSlack = 2 * time.Second
+
+// judge wants nobody to wait for longer than the configuration says.
+func (s *lateness) judge() {
+	own := s.w.srv.engine.Ticked() - s.w.srv.engine.Stalled()
+	for _, c := range s.w.clients {
+		if c.Gone || !c.Accepted() || c.Ref == 0 {
+			delete(s.waits, c)
+			continue
+		}
+		what, limit := s.waiting(c)
+		if s.waits[c].what != what {
+			s.waits[c] = simWait{what, own}
+		}
+		if waited := own - s.waits[c].since; limit > 0 && waited > limit+deadlineSlack {
+			s.w.fail("client %d has been %s for %v, the limit is %v", c.id, what, waited, limit)
+		}
+	}
+}
+
+// waiting says what the server waits for, and for how long it may; it has one name
+// for as long as it is the same wait.
+func (s *lateness) waiting(c *simClient) (what string, limit time.Duration) {
+	cfg := &s.w.cfg
+	slot := s.w.probe.Slot(c.FD)
+	switch slot.State {
+	case "head":
+		return "sending a head", cfg.HandshakeTimeout
+	case "closing":
+		return "closing", cfg.CloseTimeout
+	case "open":
+	default:
+		return slot.State, 0
+	}
+	switch {
+	case slot.Conn.Calling(): // nothing is read meanwhile
+		return "in a call", 0
+	case len(slot.Queue) > 0 && c.Room == 0:
+		return fmt.Sprint("taking nothing of what waits for it since it had ", len(c.Out)), cfg.WriteTimeout
+	case c.mute:
+		return "in the middle of a message", cfg.MessageTimeout
+	case c.bad != 0 && len(c.In) == 0:
+		return "not closed for what it did", time.Millisecond
+	case len(slot.Queue) > 0 || len(c.In) > 0:
+		return "busy", 0
+	}
+	return fmt.Sprint("silent since ", c.spoke), cfg.PingInterval + cfg.PongTimeout
 }

@@ -39,6 +39,7 @@ var features = []func(*world) feature{
 	simTime,
 	simClients,
 	simPublish,
+	simShutdown,
 }
 
 // world is one run of the simulation.
@@ -263,7 +264,7 @@ func (w *world) leave() {
 		}
 	}
 	w.phase = "in its shutdown"
-	w.shutdown(context.Background())
+	w.shutdown()
 	for range 400 {
 		for _, c := range w.clients {
 			c.relax()
@@ -273,31 +274,18 @@ func (w *world) leave() {
 		}
 		w.pass(100 * time.Millisecond)
 	}
+	for _, c := range w.callers {
+		w.fail("%s has not returned", c.what)
+	}
 	w.ended()
-}
-
-// shutdown begins a Shutdown.
-func (w *world) shutdown(ctx context.Context) {
-	w.stopping = true
-	w.callWith(ctx, "shutdown", func(ctx context.Context) func() {
-		err := w.srv.Shutdown(ctx)
-		return func() {
-			if err != nil && ctx.Err() == nil {
-				w.fail("Shutdown: %v", err)
-			}
-		}
-	})
 }
 
 // ended looks at what is left when the server has been shut down.
 func (w *world) ended() {
-	for _, c := range w.callers {
-		w.fail("%s has not returned", c.what)
-	}
 	if n := w.Descriptors(); n != 0 {
 		w.fail("%d descriptors are open", n)
 	}
-	if st := w.srv.Stats(); st.Connections+st.Users+st.Topics+st.Subscriptions+st.Handshaking != 0 || st.PublishBytes != 0 || st.OutboxBytes != 0 {
+	if st := w.srv.Stats(); st.Connections+st.Users+st.Topics+st.Subscriptions+st.Handshaking != 0 || st.OutboxBytes != 0 {
 		w.fail("left behind: %+v", st)
 	}
 }
@@ -315,7 +303,11 @@ func (w *world) bury() {
 	for _, c := range w.callers {
 		c.cancel()
 	}
-	close(w.srv.ended)
+	select {
+	case <-w.srv.ended:
+	default:
+		close(w.srv.ended)
+	}
 	w.probe.Abandon()
 	synctest.Wait()
 }
@@ -360,13 +352,10 @@ type caller struct {
 // call has f call the server beside all else, until ctx ends or it returns. What
 // f returns is called when it has, and judges.
 func (w *world) call(what string, f func(ctx context.Context) (then func())) *caller {
-	return w.callWith(context.Background(), what, f)
-}
-
-func (w *world) callWith(ctx context.Context, what string, f func(ctx context.Context) (then func())) *caller {
 	w.called++
 	c := &caller{what: what, started: w.step}
-	ctx, c.cancel = context.WithCancel(context.WithValue(ctx, enginetest.Caller{}, w.called))
+	ctx, cancel := context.WithCancel(context.WithValue(context.Background(), enginetest.Caller{}, w.called))
+	c.cancel = cancel
 	w.callers = append(w.callers, c)
 	go func() {
 		c.then = f(ctx)
