@@ -45,7 +45,8 @@ func newSim(t testing.TB, seed uint64, cfg Config) *sim {
 		t.Fatal(err)
 	}
 	s.probe = s.srv.engine.Probe()
-	s.Timers = true // but for those of the engine and the server, which have begun
+	// Those of the engine and the server have begun: nothing comes of them.
+	s.Timer = func(d time.Duration, f func()) func() bool { return time.AfterFunc(d, f).Stop }
 	return s
 }
 

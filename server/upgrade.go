@@ -261,6 +261,7 @@ func (a *admission) decide(r *http.Request) {
 
 // authenticate asks Auth who the peer is, and reports whether it may be that.
 func (a *admission) authenticate(r *http.Request) bool {
+	// In real time, not the kernel's: what Auth calls compares a context's deadline with time.Now.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.srv.cfg.AuthTimeout)
 	defer cancel()
 	r = r.WithContext(ctx)

@@ -17,8 +17,8 @@ type Guest struct {
 	e    *Engine
 	rw   http.ResponseWriter
 	r    *http.Request
-	late time.Time // when Config.AuthTimeout has passed
-	gone bool      // refused, or come in
+	late time.Duration // when Config.AuthTimeout has passed, by the kernel's clock
+	gone bool          // refused, or come in
 
 	Handshake Handshake
 	Query     []byte
@@ -29,7 +29,7 @@ type Guest struct {
 // Config.AuthTimeout the caller ends the guest: by [Guest.Refuse], [Guest.Run] or
 // [Guest.Wait] that returns false, [Guest.Enter] or [Guest.Leave].
 func (e *Engine) Admit(rw http.ResponseWriter, r *http.Request) *Guest {
-	g := &Guest{e: e, rw: rw, r: r, late: time.Now().Add(e.cfg.AuthTimeout)}
+	g := &Guest{e: e, rw: rw, r: r, late: e.kernel.Now() + e.cfg.AuthTimeout}
 	over := e.conns.Add(1) > int64(e.capacity) // from here on Shutdown waits for it
 	e.counts.handshaking.Add(1)
 	var request Request
@@ -120,8 +120,8 @@ func (g *Guest) leave(reason Reject) {
 // still run.
 func (g *Guest) Run(job func()) bool {
 	e := g.e
-	ctx, cancel := context.WithDeadline(g.r.Context(), g.late)
-	defer cancel()
+	ctx, end := g.waiting()
+	defer end()
 	call := &Call{job: guestJob(job), guest: ctx, returned: make(chan struct{})}
 	// A turn submits it: that waits if there is no room.
 	e.AskShard(int(e.counts.accepted.Load()%uint64(len(e.shards))), submission{call})
@@ -135,8 +135,8 @@ func (g *Guest) Run(job func()) bool {
 // Wait waits until done is closed. It reports false if the guest was refused
 // instead.
 func (g *Guest) Wait(done <-chan struct{}) bool {
-	ctx, cancel := context.WithDeadline(g.r.Context(), g.late)
-	defer cancel()
+	ctx, end := g.waiting()
+	defer end()
 	return g.wait(ctx, done)
 }
 
@@ -161,6 +161,17 @@ func (g *Guest) wait(ctx context.Context, done <-chan struct{}) bool {
 		g.refuse(shuttingDown())
 	}
 	return false
+}
+
+// waiting returns a context that ends with the request or when it is late, and
+// what ends it before.
+func (g *Guest) waiting() (ctx context.Context, end func()) {
+	ctx, cancel := context.WithCancel(g.r.Context())
+	stop := g.e.kernel.After(g.late-g.e.kernel.Now(), cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 // guestJob is a [Job] without a connection.

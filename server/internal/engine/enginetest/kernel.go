@@ -42,11 +42,12 @@ type Kernel struct {
 	Sink       bool            // what is sent is counted and thrown away
 	WaitErr    []netpoll.Errno // what the next waits return
 	CallRoom   int             // calls that may wait; negative for any number
-	Timers     bool            // After is real time's; else nothing comes of it
 	WantPanics int             // turns that may panic, as a runner survives it; others fail the test
 
+	Timer func(d time.Duration, f func()) (stop func() bool) // what After does; nil: nothing comes of it
+
 	// Of a simulation.
-	Virtual   bool         // After's timers are Step's; Timers has no meaning
+	Virtual   bool         // After's timers are Step's, whatever Timer is
 	Chance    Chance       // what goes wrong
 	Show      bool         // system calls are printed
 	MaxFDs    int          // descriptors at once; 0 for any number

@@ -188,8 +188,8 @@ func (k *Kernel) After(d time.Duration, f func()) func() bool {
 	switch {
 	case k.Virtual:
 		return k.sched.after(k.Time+d, f)
-	case k.Timers:
-		return time.AfterFunc(d, f).Stop
+	case k.Timer != nil:
+		return k.Timer(d, f)
 	}
 	return func() bool { return false }
 }
