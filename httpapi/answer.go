@@ -17,56 +17,67 @@ import (
 // code is the stable name of a refusal, for programs.
 type code string
 
-// The codes of problems.
+// The codes of problems that the API has of its own. A backend's errors have the
+// words of [server.Reason].
 const (
 	codeBadRequest   code = "bad_request"
 	codeUnauthorized code = "unauthorized"
 	codeOrigin       code = "origin"
 	codeNotFound     code = "not_found"
-	codeNobody       code = "nobody"
 	codeMethod       code = "method_not_allowed"
 	codeBodyTimeout  code = "body_timeout"
-	codeReused       code = "reused"
-	codeTooManyTopic code = "too_many_topics"
-	codeTooBig       code = "too_big"
+	codeTooBig       code = "too_big" // a backend's, too
 	codeTooMany      code = "too_many_items"
 	codeMediaType    code = "media_type"
 	codeRate         code = "rate"
-	codeBusy         code = "busy"
 	codeInternal     code = "internal"
-	codeClosed       code = "closed"
 	codeUnknown      code = "outcome_unknown"
 )
 
-// refusals says the status of each code, and which error of a backend has
-// which code and sentence.
-var refusals = []struct {
-	code   code
+// refusal is what is answered with a code.
+type refusal struct {
 	status int
-	err    error // nil: the API's own
-	detail string
-}{
-	{codeBadRequest, http.StatusBadRequest, server.ErrBadMessage, "The request cannot be served: %s."},
-	{codeUnauthorized, http.StatusUnauthorized, nil, ""},
-	{codeOrigin, http.StatusForbidden, nil, ""},
-	{codeNotFound, http.StatusNotFound, nil, ""},
-	{codeNobody, http.StatusNotFound, server.ErrNobody, "Nobody is there: no connection has that user, topic or id."},
-	{codeMethod, http.StatusMethodNotAllowed, nil, ""},
-	{codeBodyTimeout, http.StatusRequestTimeout, nil, ""},
-	{codeReused, http.StatusConflict, server.ErrReused, "The idempotency_key or id came within two minutes with another message."},
-	{codeTooManyTopic, http.StatusConflict, server.ErrTooManyTopics, "At least one of the connections is subscribed to as many topics as it may, see max-topics."},
-	{codeTooBig, http.StatusRequestEntityTooLarge, server.ErrTooBig, "The field data is too big, see max-publish."},
-	{codeTooMany, http.StatusRequestEntityTooLarge, nil, ""},
-	{codeMediaType, http.StatusUnsupportedMediaType, nil, ""},
-	{codeRate, http.StatusTooManyRequests, nil, ""},
-	{codeBusy, http.StatusTooManyRequests, server.ErrBusy, "Too much is published and not yet delivered, see publish-budget."},
-	{codeInternal, http.StatusInternalServerError, nil, ""},
-	{codeClosed, http.StatusServiceUnavailable, server.ErrClosed, "The server is shutting down."},
-	{codeUnknown, http.StatusGatewayTimeout, context.Canceled, askAgain},
-	{codeUnknown, http.StatusGatewayTimeout, context.DeadlineExceeded, askAgain},
+	detail string        // if it is for an error of a backend
+	retry  time.Duration // likewise; see problem
 }
 
-const askAgain = "The request ended before its outcome was known; with an idempotency_key the same request tells it."
+var refusals = map[code]refusal{
+	codeBadRequest:      {http.StatusBadRequest, "The request cannot be served: %s.", 0},
+	codeUnauthorized:    {http.StatusUnauthorized, "", 0},
+	codeOrigin:          {http.StatusForbidden, "", 0},
+	codeNotFound:        {http.StatusNotFound, "", 0},
+	"nobody":            {http.StatusNotFound, "Nobody is there: no connection has that user, topic or id.", 0},
+	codeMethod:          {http.StatusMethodNotAllowed, "", 0},
+	codeBodyTimeout:     {http.StatusRequestTimeout, "", 0},
+	"reused":            {http.StatusConflict, "The idempotency_key or id came within two minutes with another message.", 0},
+	"too_many_topics":   {http.StatusConflict, "At least one of the connections is subscribed to as many topics as it may, see max-topics.", 0},
+	codeTooBig:          {http.StatusRequestEntityTooLarge, "The field data is too big, see max-publish.", 0},
+	codeTooMany:         {http.StatusRequestEntityTooLarge, "", 0},
+	codeMediaType:       {http.StatusUnsupportedMediaType, "", 0},
+	codeRate:            {http.StatusTooManyRequests, "", 0},
+	"busy":              {http.StatusTooManyRequests, "Too much is published and not yet delivered, see publish-budget.", time.Second},
+	codeInternal:        {http.StatusInternalServerError, "The server failed, its log says why.", 0},
+	"closed":            {http.StatusServiceUnavailable, "The server is shutting down.", 0},
+	"topic_unavailable": {http.StatusServiceUnavailable, "Nobody can be subscribed to this topic now, the server's log says why.", time.Second},
+	codeUnknown:         {http.StatusGatewayTimeout, "The request ended before its outcome was known; it can be sent again.", 0},
+}
+
+func (c code) status() int { return refusals[c].status }
+
+// codeOf returns the code of a backend's error.
+func codeOf(err error) code {
+	c := code(server.Reason(err))
+	_, has := refusals[c]
+	switch {
+	case has:
+		return c
+	case errors.Is(err, server.ErrBadMessage):
+		return codeBadRequest
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return codeUnknown
+	}
+	return codeInternal
+}
 
 // problem is a refusal, RFC 9457.
 type problem struct {
@@ -79,16 +90,6 @@ type problem struct {
 // Error implements error.
 func (p *problem) Error() string { return p.detail }
 
-// status returns the HTTP status of the code.
-func (c code) status() int {
-	for _, r := range refusals {
-		if r.code == c {
-			return r.status
-		}
-	}
-	panic("httpapi: no status for " + c)
-}
-
 func refusef(c code, format string, args ...any) *problem {
 	return &problem{code: c, detail: fmt.Sprintf(format, args...)}
 }
@@ -99,25 +100,19 @@ func (x *exchange) problemOf(err error) *problem {
 	if p, ok := errors.AsType[*problem](err); ok {
 		return p
 	}
-	for _, r := range refusals {
-		if r.err == nil || !errors.Is(err, r.err) {
-			continue
+	c := codeOf(err)
+	p := &problem{code: c, detail: refusals[c].detail, retry: refusals[c].retry}
+	switch c {
+	case codeBadRequest:
+		why := err.Error()
+		if _, told, ok := strings.Cut(why, server.ErrBadMessage.Error()+": "); ok {
+			why = told
 		}
-		p := &problem{code: r.code, detail: r.detail}
-		switch r.code {
-		case codeBadRequest:
-			why := err.Error()
-			if _, told, ok := strings.Cut(why, r.err.Error()+": "); ok {
-				why = told
-			}
-			p.detail = fmt.Sprintf(r.detail, why)
-		case codeBusy:
-			p.retry = time.Second
-		}
-		return p
+		p.detail = fmt.Sprintf(p.detail, why)
+	case codeInternal:
+		x.api.cfg.Logger.Error("api request failed", "route", x.route.path, "err", err)
 	}
-	x.api.cfg.Logger.Error("api request failed", "route", x.route.path, "err", err)
-	return refusef(codeInternal, "The server failed, its log says why.")
+	return p
 }
 
 // refuse answers with a problem.

@@ -15,6 +15,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -316,18 +318,72 @@ func TestErrorsBecomeProblems(t *testing.T) {
 		{server.ErrReused, 409, "idempotency_key"},
 		{server.ErrBusy, 429, "publish-budget"},
 		{server.ErrClosed, 503, "shutting down"},
-		{context.Canceled, 504, "idempotency_key"},
-		{context.DeadlineExceeded, 504, "idempotency_key"},
 	} {
-		h := New(&backend{err: fmt.Errorf("%w", c.err)}, Config{})
-		for _, q := range []ask{
-			post("/api/publish", `{"topic":"a","data":1}`), post("/api/push", `{"user":"a","data":1}`),
-			post("/api/broadcast", `{"data":1}`), post("/api/disconnect", `{"user":"a"}`),
-		} {
+		h := New(&backend{err: fmt.Errorf("%w", c.err), conns: map[string][]string{"a": {"c"}}}, Config{})
+		for _, q := range slices.Concat(messages, others) {
 			w := do(h, q)
 			wantProblem(t, w, c.status, c.words)
 			if got := w.Header().Get("Retry-After"); (got != "") != (c.status == 429) {
 				t.Errorf("%v: Retry-After %q", c.err, got)
+			}
+		}
+	}
+}
+
+// Requests that send a message, and others.
+var (
+	messages = []ask{post("/api/publish", `{"topic":"a","data":1}`), post("/api/push", `{"user":"a","data":1}`), post("/api/broadcast", `{"data":1}`)}
+	others   = []ask{
+		post("/api/disconnect", `{"user":"a"}`), post("/api/subscribe", `{"user":"a","topic":"t"}`),
+		post("/api/unsubscribe", `{"user":"a","topic":"t"}`), get("/api/users/a"), get("/api/topics/news/sport/subscribers"),
+	}
+)
+
+// An idempotency_key tells what became of a message. Other requests have none,
+// and do the same when they come again.
+func TestUnknownOutcome(t *testing.T) {
+	for _, err := range []error{context.Canceled, context.DeadlineExceeded} {
+		h := New(&backend{err: fmt.Errorf("%w", err), conns: map[string][]string{"a": {"c"}}}, Config{})
+		for _, q := range messages {
+			wantProblem(t, do(h, q), http.StatusGatewayTimeout, "idempotency_key")
+		}
+		for _, q := range others {
+			w := do(h, q)
+			wantProblem(t, w, http.StatusGatewayTimeout, "sent again")
+			if strings.Contains(w.Body.String(), "idempotency_key") {
+				t.Errorf("%s: %s", q.path, w.Body)
+			}
+		}
+	}
+}
+
+// A topic that the bus does not give is no failure of the API.
+func TestTopicIsUnavailable(t *testing.T) {
+	h := New(&backend{err: fmt.Errorf("subscribe: %w", server.ErrTopicUnavailable)}, Config{})
+	w := do(h, post("/api/subscribe", `{"user":"a","topic":"t"}`))
+	wantProblem(t, w, http.StatusServiceUnavailable, "topic", "log")
+	if got := w.Header().Get("Retry-After"); got != "1" || !strings.Contains(w.Body.String(), `"code":"topic_unavailable"`) {
+		t.Errorf("Retry-After %q: %s", got, w.Body)
+	}
+}
+
+// TestEveryErrorHasARow reads which words [server.Reason] has.
+func TestEveryErrorHasARow(t *testing.T) {
+	text, err := os.ReadFile("../server/errors.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := regexp.MustCompile(`(?m)^\t\{Err\w+, "(\w+)",`).FindAllSubmatch(text, -1)
+	if len(words) == 0 {
+		t.Fatal("server/errors.go has no words")
+	}
+	for _, w := range words {
+		switch word := string(w[1]); word {
+		case server.Reason(server.ErrBadMessage): // codeBadRequest
+		case server.Reason(server.ErrNoAck): // a receipt
+		default:
+			if refusals[code(word)].detail == "" {
+				t.Errorf("nothing is told of %s", word)
 			}
 		}
 	}

@@ -114,6 +114,9 @@ func (x *exchange) outcome(got server.Receipt, err error, wait server.Wait) (*re
 		return r, nil
 	}
 	p := x.problemOf(err)
+	if p.code == codeUnknown {
+		p.detail = "The request ended before its outcome was known; with an idempotency_key the same request tells it."
+	}
 	if got.ID != "" {
 		p.receipt = r
 	}

@@ -882,8 +882,11 @@ func TestBusFails(t *testing.T) {
 	if res := c.Response(http.MethodGet); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
 		t.Errorf("%+v", res)
 	}
-	c, _ = joined(t, addr, "/ws")
+	c, w := joined(t, addr, "/ws")
 	wantError(t, command(t, c, `{"id":1,"subscribe":{"topic":"t"}}`), wire.Internal)
+	if _, err := srv.Subscribe(t.Context(), server.Target{Conn: w.Conn}, "t"); !errors.Is(err, server.ErrTopicUnavailable) {
+		t.Error(err)
+	}
 	bus.cut(errors.New("no route"))
 	wantError(t, command(t, c, `{"id":2,"publish":{"topic":"t","data":1}}`), wire.Internal)
 	if _, err := srv.Publish(t.Context(), "t", server.Message{Data: []byte("1")}); !errors.Is(err, bus.down) {

@@ -2,8 +2,6 @@ package server
 
 import (
 	"bytes"
-	"errors"
-	"strings"
 	"unsafe"
 
 	"github.com/tocsin-push/tocsin/server/internal/engine"
@@ -258,23 +256,4 @@ func (j *publishJob) Done(t *engine.Turn, c *engine.Conn) {
 		srv.answer(t, c, j.reply)
 	}
 	srv.goOn(t, c)
-}
-
-// publishError is what a client is told of a publish that failed. Errors of
-// package server name the fields of an operator's Config.
-func publishError(err error) *wire.Error {
-	switch {
-	case errors.Is(err, ErrTooBig):
-		return &wire.Error{Code: wire.TooBig, Message: "the message is too big"}
-	case errors.Is(err, ErrBusy):
-		return &wire.Error{Code: wire.Busy, Message: "too much is being published, try again later"}
-	case errors.Is(err, ErrClosed):
-		return &wire.Error{Code: wire.Busy, Message: "the server is shutting down"}
-	case errors.Is(err, ErrReused):
-		return &wire.Error{Code: wire.BadRequest, Message: "publish: this id came before with another message"}
-	case errors.Is(err, ErrBadMessage):
-		_, why, _ := strings.Cut(err.Error(), ErrBadMessage.Error()+": ")
-		return &wire.Error{Code: wire.BadRequest, Message: "publish: " + why}
-	}
-	return &wire.Error{Code: wire.Internal, Message: "the message could not be published"}
 }

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"errors"
 	"maps"
 	"sync/atomic"
 
@@ -12,7 +11,7 @@ import (
 // counts are what is counted beside the engine.
 type counts struct {
 	published atomic.Uint64
-	publishes tallies // refused, by reason
+	publishes tallies // refused, by Reason
 	commands  tallies // refused, by code
 	fanout    engine.Times
 }
@@ -36,27 +35,4 @@ func (t *tallies) snapshot() map[string]uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return maps.Clone(t.of)
-}
-
-func (c *counts) publishRejected(err error) {
-	reason := "error"
-	for _, r := range publishReasons {
-		if errors.Is(err, r.err) {
-			reason = r.name
-		}
-	}
-	c.publishes.add(reason)
-}
-
-var publishReasons = []struct {
-	err  error
-	name string
-}{
-	{ErrNobody, "nobody"},
-	{ErrClosed, "closed"},
-	{ErrBusy, "busy"},
-	{ErrBadMessage, "bad_message"},
-	{ErrTooBig, "too_big"},
-	{ErrReused, "reused"},
-	{ErrNoAck, "no_ack"},
 }

@@ -90,8 +90,8 @@ func TestClientsAreToldNoKnobs(t *testing.T) {
 	for _, cut := range engine.Cuts() {
 		texts = append(texts, cut.Text())
 	}
-	for _, err := range []error{ErrTooBig, ErrBusy, ErrClosed, ErrBadMessage, ErrReused, ErrNoAck, ErrNobody, errors.New("bus: no route to 10.0.0.1")} {
-		texts = append(texts, publishError(fmt.Errorf("publish: %w", err)).Message)
+	for _, f := range append(failures, failure{err: errors.New("bus: no route to 10.0.0.1")}) {
+		texts = append(texts, publishError(fmt.Errorf("publish: %w", f.err)).Message)
 	}
 	for _, text := range texts {
 		for _, knob := range []string{"Config", "max_", "max-", "_timeout", "-timeout", "_budget", "-budget", "outbox", "server:", "10.0.0.1"} {

@@ -104,7 +104,7 @@ func (srv *Server) refused(v verb, err error) error {
 	if err == nil {
 		return nil
 	}
-	srv.counts.publishRejected(err)
+	srv.counts.publishes.add(Reason(err))
 	return fmt.Errorf("%s: %w", v, err)
 }
 

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"runtime/debug"
@@ -160,14 +159,11 @@ func (h *hub) awaitAll(topics []*topic, wait func(<-chan struct{}) bool) (waited
 			return false, nil
 		}
 		if ready, _ := h.stands(t); !ready {
-			return true, errNoTopic
+			return true, ErrTopicUnavailable
 		}
 	}
 	return true, nil
 }
-
-// errNoTopic is why a backend cannot subscribe anybody to a topic.
-var errNoTopic = errors.New("server: the bus does not give this topic now")
 
 // wakeLocked wakes those who wait for t.
 func (h *hub) wakeLocked(b *busSide, t *topic) {

@@ -71,8 +71,8 @@ func (srv *Server) Disconnect(_ context.Context, to Target, code wire.CloseCode,
 // subscribed are told by an ok with the topic and without an id. It returns how
 // many are subscribed now. The connections receive every message that is
 // published after Subscribe has returned. Errors wrap [ErrNobody],
-// [ErrBadMessage], [ErrClosed], [ErrTooManyTopics] for at least one of the
-// connections, or ctx's: it is then not known who is subscribed.
+// [ErrBadMessage], [ErrClosed], [ErrTopicUnavailable], [ErrTooManyTopics] for at
+// least one of the connections, or ctx's: it is then not known who is subscribed.
 func (srv *Server) Subscribe(ctx context.Context, to Target, topic string) (int, error) {
 	n, err := srv.enroll(ctx, to, topic, false)
 	if err != nil {
@@ -220,7 +220,7 @@ func (e *enrollment) enter(t *engine.Turn, c *engine.Conn, s *session) bool {
 	held, ready := e.srv.hub.hold(e.topic)
 	if !ready {
 		e.srv.hub.release([]*topic{held})
-		e.err = errNoTopic
+		e.err = ErrTopicUnavailable
 		return false
 	}
 	s.add(e.srv.hub.enter(held, t.Shard(), func(sub *subset, at wire.Position) {
