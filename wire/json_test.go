@@ -1,4 +1,4 @@
-package wire
+package wire_test
 
 import (
 	"encoding/json"
@@ -6,46 +6,24 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/tocsin-push/tocsin/internal/wstest"
+	"github.com/tocsin-push/tocsin/wire"
 )
-
-// jsonDepth counts the nesting of a value that encoding/json calls valid.
-func jsonDepth(b []byte) (deepest int) {
-	depth, quoted := 0, false
-	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			depth++
-			deepest = max(deepest, depth)
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return deepest
-}
-
-// nested returns a value of n levels around inner.
-func nested(n int, open, inner, shut string) string {
-	return strings.Repeat(open, n) + inner + strings.Repeat(shut, n)
-}
 
 var jsonSamples = []string{
 	// Valid.
 	`null`, `true`, `false`, `0`, `-0`, `-1.5e+10`, `1E9`, `0.0`, `""`, `"x"`, `[]`, `{}`, ` [ ] `, "\t{\r\n}\t",
 	`"\u00e9\ud83d\udd14"`, `"\ud800"`, `"\"\\\/\b\f\n\r\t"`, `{"":{"":[]}}`, `[1,2,[3,{"a":[null]}]]`,
 	`{"a":1,"a":2}`, "\"\x7f\"", "\"é🔔\"", `"a{[\"]}"`, `123456789012345678901234567890`, `[{}, {} ,[]]`,
-	nested(32, "[", "", "]"), nested(32, `{"a":`, "1", "}"), nested(16, `[{"a":`, "1", "}]"),
+	wstest.Nested(32, "[", "", "]"), wstest.Nested(32, `{"a":`, "1", "}"), wstest.Nested(16, `[{"a":`, "1", "}]"),
 	// Not valid, or too deep.
 	``, ` `, `nul`, `nulll`, `tru`, `True`, `-`, `+1`, `01`, `-01`, `1.`, `.5`, `1e`, `1e+`, `0x1`, `1 2`, `NaN`, `Infinity`,
 	`"`, `"\"`, `"\x"`, `"\u12"`, `"\u123g"`, "\"\n\"", "\"\x00\"", `'a'`, `[`, `]`, `[1`, `[1,`, `[1,]`, `[,1]`, `[1 2]`,
 	`{`, `}`, `{"a"`, `{"a":`, `{"a":}`, `{"a":1`, `{"a":1,`, `{"a":1,}`, `{a:1}`, `{1:1}`, `{"a" 1}`, `{,}`, `{"a":1 "b":2}`,
 	`[}`, `{]`, `[1}`, `{"a":1]`, `[]]`, `{}{}`, `//`, `[1]x`, "\ufeff1", "\"\xff\"", "\"\xed\xa0\x80\"", "\xff", "\"\xc3\"",
 	"\u00a01", "1\x00", "\v1",
-	nested(33, "[", "", "]"), nested(33, `{"a":`, "1", "}"), nested(1000, "[", "", "]"), strings.Repeat("[", 1000),
+	wstest.Nested(33, "[", "", "]"), wstest.Nested(33, `{"a":`, "1", "}"), wstest.Nested(1000, "[", "", "]"), strings.Repeat("[", 1000),
 }
 
 func TestCheckJSON(t *testing.T) {
@@ -67,8 +45,8 @@ func TestCheckJSON(t *testing.T) {
 // sameVerdict wants CheckJSON to agree with encoding/json.
 func sameVerdict(t *testing.T, b []byte) {
 	t.Helper()
-	want := json.Valid(b) && utf8.Valid(b) && jsonDepth(b) <= MaxDepth
-	if err := CheckJSON(b); (err == nil) != want {
+	want := json.Valid(b) && utf8.Valid(b) && wstest.JSONDepth(b) <= wire.MaxDepth
+	if err := wire.CheckJSON(b); (err == nil) != want {
 		t.Errorf("CheckJSON(%.200q) = %v, want ok %v", b, err, want)
 	}
 }
@@ -85,7 +63,7 @@ func TestAppendString(t *testing.T) {
 		"", "plain", `a"b\c/d`, "\x00\x1f\x7f\n\r\t", "é🔔日本", "\u2028\u2029", "</script>",
 		"\xff", "a\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80", "é\xff🔔\xf0\x9f",
 	} {
-		for _, b := range [][]byte{AppendString([]byte("x"), s), AppendString([]byte("x"), []byte(s))} {
+		for _, b := range [][]byte{wire.AppendString([]byte("x"), s), wire.AppendString([]byte("x"), []byte(s))} {
 			var got string
 			if err := json.Unmarshal(b[1:], &got); err != nil || !utf8.Valid(b) {
 				t.Errorf("AppendString(%q) = %q: %v", s, b, err)

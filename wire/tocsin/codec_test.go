@@ -1,4 +1,4 @@
-package tocsin
+package tocsin_test
 
 import (
 	"bytes"
@@ -11,10 +11,11 @@ import (
 	"github.com/gobwas/ws"
 
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 // codec is the one under test, called as a server does: through the interface.
-var codec wire.Codec = Codec{}
+var codec wire.Codec = tocsin.Codec{}
 
 // awkward are strings that an encoder gets wrong when it is careless.
 var awkward = []string{"news", `"quoted\"`, "é🔔", "a\nb\x00", "\u2028", "</script>", "\ufffd"}
@@ -115,7 +116,7 @@ func wantEvent(t *testing.T, b []byte, want wire.Event) {
 	if err := wire.CheckJSON(b); err != nil {
 		t.Errorf("%v: %q", err, b)
 	}
-	got, err := ParseEvent(b)
+	got, err := tocsin.ParseEvent(b)
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("ParseEvent(%s)\n got %s, %v\nwant %s", b, dump(got), err, dump(want))
 	}
@@ -131,13 +132,13 @@ func dump(e wire.Event) string {
 
 func TestParseEventErrors(t *testing.T) {
 	for _, s := range []string{``, `{`, `[]`, `"x"`, `{"id":{}}`, `{"id":-1,"ok":{}}`, `{"topic":1}`, `{"topic":"a","id":1}`, `{"topic":"a","urgency":1}`, `{"ok":[]}`} {
-		if e, err := ParseEvent([]byte(s)); err == nil {
+		if e, err := tocsin.ParseEvent([]byte(s)); err == nil {
 			t.Errorf("ParseEvent(%s) = %s, want an error", s, dump(e))
 		}
 	}
 	// Nothing in an event points into the frame, whose buffer is used again.
 	b := []byte(`{"topic":"news","data":[1,2,3]}`)
-	e, err := ParseEvent(b)
+	e, err := tocsin.ParseEvent(b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,14 +147,14 @@ func TestParseEventErrors(t *testing.T) {
 		t.Errorf("the event changed with its buffer: %s", dump(e))
 	}
 	// What a later server adds is ignored.
-	if e, err := ParseEvent([]byte(`{"later":{"a":1}}`)); err != nil || !reflect.DeepEqual(e, wire.Event{}) {
+	if e, err := tocsin.ParseEvent([]byte(`{"later":{"a":1}}`)); err != nil || !reflect.DeepEqual(e, wire.Event{}) {
 		t.Errorf("an unknown notice reads as %s, %v", dump(e), err)
 	}
 }
 
 // A raw connection gets bare data, and an answer to whatever it asks.
 func TestRaw(t *testing.T) {
-	var raw wire.Codec = Raw{}
+	var raw wire.Codec = tocsin.Raw{}
 	for what, b := range map[string][]byte{
 		"welcome": raw.AppendWelcome([]byte("x"), wire.Greeting{Conn: []byte("c1"), Topics: []string{"a"}, At: make([]wire.Position, 1)}),
 		"gap":     raw.AppendGap([]byte("x"), wire.Gap{Topic: "a"}),
@@ -191,7 +192,7 @@ func TestRaw(t *testing.T) {
 
 // What the two say of themselves is the same.
 func TestNames(t *testing.T) {
-	for _, c := range []wire.Codec{Codec{}, Raw{}} {
+	for _, c := range []wire.Codec{tocsin.Codec{}, tocsin.Raw{}} {
 		if c.Subprotocol() != "tocsin.v1" || c.Op() != ws.OpText {
 			t.Errorf("%T is %q with opcode %d", c, c.Subprotocol(), c.Op())
 		}
@@ -223,7 +224,7 @@ func TestZeroAllocations(t *testing.T) {
 			t.Fatalf("%v, topic %q", err, cmd.Topic)
 		}
 	}
-	for _, c := range []wire.Codec{Codec{}, Raw{}} {
+	for _, c := range []wire.Codec{tocsin.Codec{}, tocsin.Raw{}} {
 		for name, run := range map[string]func(){
 			"Parse subscribe": func() { parse(c, command) },
 			"Parse publish":   func() { parse(c, publish) },
@@ -251,7 +252,7 @@ func TestZeroAllocations(t *testing.T) {
 				dst = c.AppendGoodbye(dst[:0], wire.Goodbye{Code: wire.CloseShutdown, Reason: wire.CloseShutdown.String(), RetryAfterMS: 1})
 			},
 			"Ping":          func() { c.Ping() },
-			"AppendCommand": func() { dst = AppendCommand(dst[:0], wire.Command{Verb: wire.Ping, ID: id}) },
+			"AppendCommand": func() { dst = tocsin.AppendCommand(dst[:0], wire.Command{Verb: wire.Ping, ID: id}) },
 		} {
 			if n := testing.AllocsPerRun(100, run); n != 0 {
 				t.Errorf("%T, %s: %v allocations, want 0", c, name, n)

@@ -1,4 +1,4 @@
-package tocsin
+package tocsin_test
 
 import (
 	"bytes"
@@ -10,7 +10,9 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/wire"
+	"github.com/tocsin-push/tocsin/wire/tocsin"
 )
 
 func TestParse(t *testing.T) {
@@ -77,7 +79,7 @@ func TestParseErrors(t *testing.T) {
 		{`{"id":1,"ping":{}}{}`, wire.BadRequest, "1"},
 		{`{"id":1,"ping":{},}`, wire.BadRequest, "1"},
 		{`{id:1}`, wire.BadRequest, ""},
-		{`{"id":1,"ping":{"a":` + nested(31, "[", "", "]") + `}}`, wire.BadRequest, "1"},
+		{`{"id":1,"ping":{"a":` + wstest.Nested(31, "[", "", "]") + `}}`, wire.BadRequest, "1"},
 
 		{`{"id":null,"ping":{}}`, wire.BadRequest, ""},
 		{`{"id":true,"ping":{}}`, wire.BadRequest, ""},
@@ -132,31 +134,6 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// jsonDepth counts the nesting of a value that encoding/json calls valid.
-func jsonDepth(b []byte) (deepest int) {
-	depth, quoted := 0, false
-	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
-			depth++
-			deepest = max(deepest, depth)
-		case c == '}' || c == ']':
-			depth--
-		}
-	}
-	return deepest
-}
-
-// nested returns a value of n levels around inner.
-func nested(n int, open, inner, shut string) string {
-	return strings.Repeat(open, n) + inner + strings.Repeat(shut, n)
-}
-
 // show prints a command with its slices as text.
 func show(c wire.Command) string {
 	return fmt.Sprintf("{%s id %q topic %q epoch %q data %q message id %q after %d %v}",
@@ -191,7 +168,7 @@ func members(b []byte) (list []member, ok bool) {
 // an error even when it is the same one.
 func modelCommand(b []byte) (c wire.Command, code wire.ErrorCode) {
 	list, ok := members(b)
-	if !ok || !json.Valid(b) || jsonDepth(b) > wire.MaxDepth {
+	if !ok || !json.Valid(b) || wstest.JSONDepth(b) > wire.MaxDepth {
 		return c, wire.BadRequest
 	}
 	var body []byte
@@ -307,8 +284,8 @@ func FuzzClientJSON(f *testing.F) {
 		`{"subscribe":{"topic":null,"after":-1}}`,
 		`{"subscribe":{"topic":"$user"}}`,
 		`{"id":18446744073709551616,"subscribe":{"topic":"a","after":18446744073709551615}}`,
-		`{"publish":{"topic":"a","data":` + nested(30, "[", "", "]") + `}}`,
-		`{"publish":{"topic":"a","data":` + nested(31, "[", "", "]") + `}}`,
+		`{"publish":{"topic":"a","data":` + wstest.Nested(30, "[", "", "]") + `}}`,
+		`{"publish":{"topic":"a","data":` + wstest.Nested(31, "[", "", "]") + `}}`,
 		`{"unknown":1}`, `{}`, `[]`, `{"id":1,`, "\xff", `{"ping":{}} {}`, `{"ID":1,"Ping":{}}`,
 	} {
 		f.Add([]byte(s))
@@ -332,7 +309,7 @@ func TestAppendCommand(t *testing.T) {
 		`{"id":4,"publish":{"topic":"news","id":"m","data":null}}`:     {Verb: wire.Publish, ID: []byte("4"), Topic: []byte("news"), MessageID: []byte("m"), Data: []byte("null")},
 		`{"id":5,"ack":{"id":"m"}}`:                                    {Verb: wire.Ack, ID: []byte("5"), MessageID: []byte("m")},
 	} {
-		if got := string(AppendCommand([]byte("before"), c)); got != "before"+want {
+		if got := string(tocsin.AppendCommand([]byte("before"), c)); got != "before"+want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 		wantWrittenAgain(t, []byte(want))
@@ -347,7 +324,7 @@ func wantWrittenAgain(t *testing.T, b []byte) {
 	if err != nil || !utf8.Valid(b) {
 		return
 	}
-	again := AppendCommand(nil, c)
+	again := tocsin.AppendCommand(nil, c)
 	got, _, err := codec.Parse(again)
 	if err != nil {
 		t.Fatalf("%q is written as %q: %v", b, again, err)
