@@ -88,7 +88,7 @@ func (srv *Server) answer(t *engine.Turn, c *engine.Conn, r wire.Reply) {
 
 // refuse answers a command with an error.
 func (srv *Server) refuse(t *engine.Turn, c *engine.Conn, r wire.Reply, err *wire.Error) {
-	srv.counts.commands.add(string(err.Code))
+	srv.counts.commands.Add(string(err.Code))
 	r.Err = *err
 	srv.answer(t, c, r)
 }

@@ -75,7 +75,7 @@ func (c Conn) Subscribe(topic string) error {
 // Unsubscribe ends the connection's subscription to a topic, if there is one, as
 // [Server.Unsubscribe] does.
 func (c Conn) Unsubscribe(topic string) {
-	c.srv.engine.Ask(c.ref, &enrollment{srv: c.srv, topic: topic, off: true, told: c.srv.newTold(1)})
+	c.srv.engine.Ask(c.ref, &enrollment{srv: c.srv, topic: topic, off: true, told: make(told, 1)})
 }
 
 // Close starts the closing handshake with the given code and reason.

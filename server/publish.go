@@ -104,7 +104,7 @@ func (srv *Server) refused(v verb, err error) error {
 	if err == nil {
 		return nil
 	}
-	srv.counts.publishes.add(Reason(err))
+	srv.counts.publishes.Add(Reason(err))
 	return fmt.Errorf("%s: %w", v, err)
 }
 

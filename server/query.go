@@ -40,12 +40,12 @@ func (srv *Server) Topics(ctx context.Context, of Target) ([]string, error) {
 	}
 	refs := srv.resolve(nil, of)
 	lists := make([]topicList, len(refs))
-	told := srv.newTold(len(refs))
+	told := make(told, len(refs))
 	for i, r := range refs {
 		lists[i] = topicList{srv: srv, told: told}
 		srv.engine.Ask(r, &lists[i])
 	}
-	if err := told.wait(ctx, len(refs)); err != nil {
+	if err := srv.waitAll(ctx, told, len(refs)); err != nil {
 		return nil, fmt.Errorf("topics: %w", err)
 	}
 	topics, there := []string{}, false
@@ -94,11 +94,11 @@ type Subscriber struct {
 func (srv *Server) Subscribers(ctx context.Context, topic string) iter.Seq2[Subscriber, error] {
 	return func(yield func(Subscriber, error) bool) {
 		for _, sub := range srv.hub.subsets(topic) {
-			q := &roll{srv: srv, sub: sub, told: srv.newTold(1)}
+			q := &roll{srv: srv, sub: sub, told: make(told, 1)}
 			for !q.end {
 				q.members = q.members[:0]
 				srv.engine.AskShard(int(sub.shard), q)
-				if err := q.told.wait(ctx, 1); err != nil {
+				if err := srv.wait(ctx, q.told); err != nil {
 					yield(Subscriber{}, fmt.Errorf("subscribers of %q: %w", topic, err))
 					return
 				}

@@ -6,8 +6,8 @@ import (
 	"github.com/tocsin-push/tocsin/server/internal/engine"
 )
 
-// wait waits until done is closed, or returns why it never will be or is not
-// waited for any longer.
+// wait waits until done is closed or has a token, or returns why it never will or
+// is not waited for any longer.
 func (srv *Server) wait(ctx context.Context, done <-chan struct{}) (err error) {
 	defer srv.engine.Woken(ctx)
 	select {
@@ -19,7 +19,7 @@ func (srv *Server) wait(ctx context.Context, done <-chan struct{}) (err error) {
 		err = ErrClosed // no shard has a turn any more
 	}
 	select {
-	case <-done: // it was closed at the same moment
+	case <-done: // it was at the same moment
 		return nil
 	default:
 		return err

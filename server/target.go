@@ -116,12 +116,12 @@ func (srv *Server) enroll(ctx context.Context, to Target, topic string, off bool
 		}
 	}
 	tasks := make([]enrollment, len(refs))
-	told := srv.newTold(len(refs))
+	told := make(told, len(refs))
 	for i, r := range refs {
 		tasks[i] = enrollment{srv: srv, topic: topic, off: off, told: told}
 		srv.engine.Ask(r, &tasks[i])
 	}
-	if err := told.wait(ctx, len(refs)); err != nil {
+	if err := srv.waitAll(ctx, told, len(refs)); err != nil {
 		return 0, err
 	}
 	n, there := 0, 0
@@ -157,21 +157,16 @@ func (srv *Server) ready(ctx context.Context, topics []*topic) error {
 	return cmp.Or(err, refused)
 }
 
-// told is how a goroutine waits for what it asked turns to do. What it asked is
-// the turn's until it is told.
-type told struct {
-	srv *Server
-	one chan struct{} // a token for each
-}
+// told is how a goroutine waits for what it asked turns to do: there is a token
+// for each. What it asked is the turn's until it is told.
+type told chan struct{}
 
-func (srv *Server) newTold(most int) told { return told{srv, make(chan struct{}, most)} }
+func (w told) tell() { w <- struct{}{} }
 
-func (w told) tell() { w.one <- struct{}{} }
-
-// wait waits for n to be done. After an error some are not.
-func (w told) wait(ctx context.Context, n int) error {
+// waitAll waits for n to be done. After an error some are not.
+func (srv *Server) waitAll(ctx context.Context, w told, n int) error {
 	for range n {
-		if err := w.srv.wait(ctx, w.one); err != nil {
+		if err := srv.wait(ctx, w); err != nil {
 			return err
 		}
 	}

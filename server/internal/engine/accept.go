@@ -155,7 +155,7 @@ func (l *listener) rearmLocked() {
 // knows, and then nothing for a while, which doubles.
 func (l *listener) refusedLocked(errno netpoll.Errno) {
 	e := l.e
-	e.counts.accepts.add(errno.Error())
+	e.counts.accepts.Add(errno.Error())
 	e.log.Error("cannot accept connections; is the descriptor limit (ulimit -n) too low?", "error", errno, "connections", e.conns.Load())
 	if l.reserve >= 0 && (errno == syscall.EMFILE || errno == syscall.ENFILE) {
 		e.kernel.Close(l.reserve)

@@ -101,8 +101,8 @@ type counts struct {
 	rejects tally[Reject]
 	drops   tally[Drop]
 	cuts    tally[Cut]
-	closes  tallies[CloseKind]
-	accepts tallies[string] // refused by the kernel, by errno
+	closes  Tallies[CloseKind]
+	accepts Tallies[string] // refused by the kernel, by errno
 
 	wait, turn, call Times
 }
@@ -120,7 +120,7 @@ func (c *counts) closed(code wire.CloseCode, by By) {
 	if by == ByClient && code >= 3000 {
 		code = 4999
 	}
-	c.closes.add(CloseKind{code, by})
+	c.closes.Add(CloseKind{code, by})
 }
 
 // tally counts by reasons that are known beforehand, all of which are shown.
@@ -135,13 +135,14 @@ func (t *tally[K]) init(reasons ...K) {
 
 func (t *tally[K]) add(reason K, n int) { t.of[reason].Add(uint64(n)) }
 
-// tallies counts by keys that come up.
-type tallies[K comparable] struct {
+// Tallies counts by keys that come up.
+type Tallies[K comparable] struct {
 	mu lockorder.Mutex[lockorder.Leaf]
 	of map[K]uint64
 }
 
-func (t *tallies[K]) add(key K) {
+// Add counts one.
+func (t *Tallies[K]) Add(key K) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.of == nil {
@@ -150,7 +151,8 @@ func (t *tallies[K]) add(key K) {
 	t.of[key]++
 }
 
-func (t *tallies[K]) snapshot() map[K]uint64 {
+// Snapshot returns what was counted so far.
+func (t *Tallies[K]) Snapshot() map[K]uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return maps.Clone(t.of)
@@ -194,9 +196,9 @@ func (e *Engine) Stats() Stats {
 		Handshaking:      int(c.handshaking.Load()),
 		Accepted:         c.accepted.Load(),
 		CallPanics:       c.panics.Load(),
-		AcceptErrors:     c.accepts.snapshot(),
+		AcceptErrors:     c.accepts.Snapshot(),
 		HandshakeRejects: byName(&c.rejects),
-		Closes:           c.closes.snapshot(),
+		Closes:           c.closes.Snapshot(),
 		Drops:            byName(&c.drops),
 		Cuts:             byName(&c.cuts),
 		OutboxBytes:      c.outboxBytes.Load(),
