@@ -15,53 +15,57 @@ import (
 	"github.com/tocsin-push/tocsin/wire"
 )
 
+// commandTests has every command, what of it goes over the wire, and the answer.
+var commandTests = []struct {
+	name, verb, body, reply string
+	call                    func(context.Context, *Client) (wire.OK, error)
+	want                    wire.OK
+}{
+	{
+		"subscribe", "subscribe", `{"topic":"news"}`, `"ok":{"topic":"news","seq":3,"epoch":"x"}`,
+		func(ctx context.Context, c *Client) (wire.OK, error) { return c.Subscribe(ctx, "news", nil) },
+		wire.OK{Topic: "news", Seq: 3, Epoch: "x"},
+	},
+	{
+		"subscribe after", "subscribe", `{"topic":"news","after":16,"epoch":"x"}`, `"ok":{"topic":"news","seq":17,"epoch":"x"}`,
+		func(ctx context.Context, c *Client) (wire.OK, error) {
+			return c.Subscribe(ctx, "news", &wire.Position{Seq: 16, Epoch: "x"})
+		},
+		wire.OK{Topic: "news", Seq: 17, Epoch: "x"},
+	},
+	{
+		"unsubscribe", "unsubscribe", `{"topic":"news"}`, `"ok":{}`,
+		func(ctx context.Context, c *Client) (wire.OK, error) { return wire.OK{}, c.Unsubscribe(ctx, "news") },
+		wire.OK{},
+	},
+	{
+		"publish", "publish", `{"topic":"news","id":"m1","data":{"hi":1}}`, `"ok":{"id":"m1","seq":4,"epoch":"x"}`,
+		func(ctx context.Context, c *Client) (wire.OK, error) {
+			return c.Publish(ctx, wire.Message{Topic: "news", ID: "m1", Data: []byte(`{"hi":1}`)})
+		},
+		wire.OK{MessageID: "m1", Seq: 4, Epoch: "x"},
+	},
+	{
+		"publish of data as it is", "publish", `{"topic":"news","data":{"a": "<b>"}}`, `"ok":{"id":"m2"}`,
+		func(ctx context.Context, c *Client) (wire.OK, error) {
+			return c.Publish(ctx, wire.Message{Topic: "news", Data: []byte(`{"a": "<b>"}`)})
+		},
+		wire.OK{MessageID: "m2"},
+	},
+	{
+		"ack", "ack", `{"id":"m1"}`, `"ok":{}`,
+		func(ctx context.Context, c *Client) (wire.OK, error) { return wire.OK{}, c.Ack(ctx, "m1") },
+		wire.OK{},
+	},
+	{
+		"ping", "ping", `{}`, `"ok":{}`,
+		func(ctx context.Context, c *Client) (wire.OK, error) { return wire.OK{}, c.Ping(ctx) },
+		wire.OK{},
+	},
+}
+
 func TestCommands(t *testing.T) {
-	after := &wire.Position{Seq: 16, Epoch: "x"}
-	for _, tt := range []struct {
-		name, verb, body, reply string
-		call                    func(context.Context, *Client) (wire.OK, error)
-		want                    wire.OK
-	}{
-		{
-			"subscribe", "subscribe", `{"topic":"news"}`, `"ok":{"topic":"news","seq":3,"epoch":"x"}`,
-			func(ctx context.Context, c *Client) (wire.OK, error) { return c.Subscribe(ctx, "news", nil) },
-			wire.OK{Topic: "news", Seq: 3, Epoch: "x"},
-		},
-		{
-			"subscribe after", "subscribe", `{"topic":"news","after":16,"epoch":"x"}`, `"ok":{"topic":"news","seq":17,"epoch":"x"}`,
-			func(ctx context.Context, c *Client) (wire.OK, error) { return c.Subscribe(ctx, "news", after) },
-			wire.OK{Topic: "news", Seq: 17, Epoch: "x"},
-		},
-		{
-			"unsubscribe", "unsubscribe", `{"topic":"news"}`, `"ok":{}`,
-			func(ctx context.Context, c *Client) (wire.OK, error) { return wire.OK{}, c.Unsubscribe(ctx, "news") },
-			wire.OK{},
-		},
-		{
-			"publish", "publish", `{"topic":"news","id":"m1","data":{"hi":1}}`, `"ok":{"id":"m1","seq":4,"epoch":"x"}`,
-			func(ctx context.Context, c *Client) (wire.OK, error) {
-				return c.Publish(ctx, wire.Message{Topic: "news", ID: "m1", Data: []byte(`{"hi":1}`)})
-			},
-			wire.OK{MessageID: "m1", Seq: 4, Epoch: "x"},
-		},
-		{
-			"publish of data as it is", "publish", `{"topic":"news","data":{"a": "<b>"}}`, `"ok":{"id":"m2"}`,
-			func(ctx context.Context, c *Client) (wire.OK, error) {
-				return c.Publish(ctx, wire.Message{Topic: "news", Data: []byte(`{"a": "<b>"}`)})
-			},
-			wire.OK{MessageID: "m2"},
-		},
-		{
-			"ack", "ack", `{"id":"m1"}`, `"ok":{}`,
-			func(ctx context.Context, c *Client) (wire.OK, error) { return wire.OK{}, c.Ack(ctx, "m1") },
-			wire.OK{},
-		},
-		{
-			"ping", "ping", `{}`, `"ok":{}`,
-			func(ctx context.Context, c *Client) (wire.OK, error) { return wire.OK{}, c.Ping(ctx) },
-			wire.OK{},
-		},
-	} {
+	for _, tt := range commandTests {
 		t.Run(tt.name, func(t *testing.T) {
 			run(t, func(t *testing.T, s *fake) {
 				c, p := s.dial("", Options{})

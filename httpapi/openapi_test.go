@@ -152,21 +152,30 @@ var bodies = map[string]string{
 	"/api/subscribe": `{"user":"a","topic":"t"}`, "/api/unsubscribe": `{"conn":"c","topic":"t"}`,
 }
 
+// provoker asks a route what it can refuse, and notes "status code" of each answer.
+type provoker struct {
+	rt   *route
+	good ask
+	seen map[string]bool
+}
+
+var there = &backend{conns: map[string][]string{"a": {"c"}}}
+
+func (p *provoker) try(b *backend, cfg Config, q ask) {
+	cfg.Keys, cfg.MaxBatchItems = []string{"k"}, 2
+	h := New(b, cfg)
+	for range 1 + cfg.KeyRate { // the last one is over the rate
+		w := do(h, q)
+		var problem struct{ Code string }
+		_ = json.Unmarshal(w.Body.Bytes(), &problem)
+		p.seen[fmt.Sprint(w.Code, " ", problem.Code)] = true
+	}
+}
+
 // provoke asks a route everything that it can refuse, and returns "status
 // code" for each answer.
 func provoke(t *testing.T, rt *route) []string {
 	t.Helper()
-	seen := make(map[string]bool)
-	try := func(b *backend, cfg Config, q ask) {
-		cfg.Keys, cfg.MaxBatchItems = []string{"k"}, 2
-		h := New(b, cfg)
-		for range 1 + cfg.KeyRate { // the last one is over the rate
-			w := do(h, q)
-			var p struct{ Code string }
-			_ = json.Unmarshal(w.Body.Bytes(), &p)
-			seen[fmt.Sprint(w.Code, " ", p.Code)] = true
-		}
-	}
 	path := map[string]string{
 		"/api/users/{name}": "/api/users/a", "/api/topics/{name}": "/api/topics/news/sport",
 		"/api/topics/{name}/subscribers": "/api/topics/news/sport/subscribers", "/debug/pprof/{name}": "/debug/pprof/heap",
@@ -175,52 +184,62 @@ func provoke(t *testing.T, rt *route) []string {
 	if path == "" {
 		path = rt.path
 	}
-	there := &backend{conns: map[string][]string{"a": {"c"}}}
 	good := ask{method: rt.method, path: path, body: bodies[rt.path]}.with("X-API-Key", "k")
-	try(there, Config{Demo: "ws://x"}, good)
-	try(there, Config{}, good.with("Origin", "http://x"))
-	try(there, Config{Demo: "ws://x"}, good.with("X-API-Key", "wrong"))
-	try(there, Config{}, ask{method: http.MethodPut, path: path}.with("X-API-Key", "k"))
+	p := &provoker{rt, good, make(map[string]bool)}
+	p.try(there, Config{Demo: "ws://x"}, good)
+	p.try(there, Config{}, good.with("Origin", "http://x"))
+	p.try(there, Config{Demo: "ws://x"}, good.with("X-API-Key", "wrong"))
+	p.try(there, Config{}, ask{method: http.MethodPut, path: path}.with("X-API-Key", "k"))
 	for _, err := range failures[rt.path] {
 		b := &backend{conns: there.conns, err: fmt.Errorf("verb: %w: why", err), stats: server.Stats{Draining: true}}
-		try(b, Config{}, good)
+		p.try(b, Config{}, good)
 	}
 	switch {
 	case rt.path == "/":
-		try(there, Config{}, good)
+		p.try(there, Config{}, good)
 	case strings.HasPrefix(rt.path, "/api/users/"), strings.HasPrefix(rt.path, "/api/topics/"):
-		for _, name := range []string{"none", "a%20b"} {
-			q := good
-			q.path = rt.prefix + name + rt.suffix
-			try(there, Config{}, q)
-		}
+		p.names("none", "a%20b")
 	case strings.HasPrefix(rt.path, "/debug/pprof/") && rt.path != "/debug/pprof/symbol":
 		q := good
 		q.path = strings.Split(path, "?")[0] + "?seconds=x"
-		try(there, Config{}, q)
+		p.try(there, Config{}, q)
 		if rt.prefix != "" {
-			q.path = rt.prefix + "nothing"
-			try(there, Config{}, q)
+			p.names("nothing")
 		}
 	case rt.method == http.MethodPost:
-		try(there, Config{KeyRate: 1}, good)
-		try(there, Config{}, good.with("Content-Type", "text/plain"))
-		bad, long := good, good
-		bad.body, long.body = "{", strings.Repeat(" ", 200)
-		try(there, Config{}, bad)
-		try(there, Config{MaxPublish: 100 - envelope, MaxBatch: 100}, long)
-		if rt.path == "/api/batch" {
-			bad.body = `[{"users":["a","b","c"],"data":1}]`
-			try(there, Config{}, bad)
-		}
-		r := httptest.NewRequest(rt.method, path, lateBody{})
-		r.Header.Set("Content-Type", "application/json")
-		w := httptest.NewRecorder()
-		New(there, Config{}).ServeHTTP(w, r)
-		wantProblem(t, w, http.StatusRequestTimeout)
-		seen["408 body_timeout"] = true
+		p.post(t)
 	}
-	return slices.Sorted(maps.Keys(seen))
+	return slices.Sorted(maps.Keys(p.seen))
+}
+
+// names asks for what does not exist, or cannot.
+func (p *provoker) names(names ...string) {
+	for _, name := range names {
+		q := p.good
+		q.path = p.rt.prefix + name + p.rt.suffix
+		p.try(there, Config{}, q)
+	}
+}
+
+// post sends bodies that are refused, and too many.
+func (p *provoker) post(t *testing.T) {
+	t.Helper()
+	p.try(there, Config{KeyRate: 1}, p.good)
+	p.try(there, Config{}, p.good.with("Content-Type", "text/plain"))
+	bad, long := p.good, p.good
+	bad.body, long.body = "{", strings.Repeat(" ", 200)
+	p.try(there, Config{}, bad)
+	p.try(there, Config{MaxPublish: 100 - envelope, MaxBatch: 100}, long)
+	if p.rt.path == "/api/batch" {
+		bad.body = `[{"users":["a","b","c"],"data":1}]`
+		p.try(there, Config{}, bad)
+	}
+	r := httptest.NewRequest(p.rt.method, p.good.path, lateBody{})
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	New(there, Config{}).ServeHTTP(w, r)
+	wantProblem(t, w, http.StatusRequestTimeout)
+	p.seen["408 body_timeout"] = true
 }
 
 // TestOpenAPIHasTheAnswers: every answer that a route was seen to give is in

@@ -233,24 +233,27 @@ func silentServer(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-// TestOneSentence wants every fault told in one line, with the right status.
-func TestOneSentence(t *testing.T) {
+// fault is a command line that cannot be obeyed, and what is told of it.
+type fault struct {
+	args   string
+	status int
+	want   string
+}
+
+// faults are many, with the servers that they need.
+func faults(t *testing.T) []fault {
 	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "no entry", http.StatusForbidden)
 	}))
-	defer refusing.Close()
+	t.Cleanup(refusing.Close)
 	refused := "ws" + strings.TrimPrefix(refusing.URL, "http")
 	silent := silentServer(t)
 	secure := httptest.NewTLSServer(http.NotFoundHandler())
-	defer secure.Close()
+	t.Cleanup(secure.Close)
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 	f := newFake(t)
 	nobody := nobody(t)
-	for _, c := range []struct {
-		args   string
-		status int
-		want   string
-	}{
+	return []fault{
 		{"connect --url ws://" + nobody, 1, "is the server running?"},
 		{"connect --url " + refused, 1, "403 Forbidden no entry"},
 		{"connect --url ws://" + silent, 1, "without an answer"},
@@ -289,7 +292,12 @@ func TestOneSentence(t *testing.T) {
 		{"push --url " + f.url + " --api http://192.0.2.1/", 2, "--allow-remote"},
 		{"push --url " + f.url + " --api http://" + nobody, 1, "see --api"},
 		{"bench --tocsin /dev/null/nothing", 2, "--tocsin"},
-	} {
+	}
+}
+
+// TestOneSentence wants every fault told in one line, with the right status.
+func TestOneSentence(t *testing.T) {
+	for _, c := range faults(t) {
 		if strings.Contains(c.args, "not answered") && testing.Short() {
 			continue
 		}

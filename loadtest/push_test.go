@@ -17,6 +17,59 @@ import (
 	"time"
 )
 
+// liar is a server that does with some pushes what it should not.
+type liar struct {
+	*fake
+	mu   sync.Mutex
+	held []byte
+}
+
+func (f *liar) take(c *fakeConn, n int, data []byte) answer {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	other := f.users["u0"]
+	if other == c {
+		other = f.users["u1"]
+	}
+	written := answer{Status: 200, Written: 1}
+	switch {
+	case n == 5: // lost
+	case n == 10:
+		c.say(data)
+		c.say(data)
+	case n == 15: // to another user, and so missing
+		other.say(data)
+	case n == 20: // to another user too
+		c.say(data)
+		other.say(data)
+	case n == 25:
+		c.say(data)
+		return answer{Status: 200, Dropped: 1} // which is false
+	case n == 30:
+		c.say(data)
+		return answer{Status: 200, Written: 2} // and so is that
+	case n == 35:
+		return answer{Status: 200, Dropped: 1}
+	case n == 40:
+		return answer{Status: 429, Code: "busy"}
+	case n == 45:
+		c.say(data)
+		return answer{Status: 503, Code: "too_late"} // nobody knows, so that it may come
+	case n == 50:
+		c.say(data)
+		return answer{Status: 200, Queued: 1}
+	case n > 55 && c.index == f.users["u3"].index && f.held == nil:
+		f.held = bytes.Clone(data)
+	case c.index == f.users["u3"].index && len(f.held) > 0:
+		c.say(data)
+		c.say(f.held)
+		f.held = []byte{}
+	default:
+		c.say(data)
+	}
+	return written
+}
+
 // TestPushLies has a server lose a push, double one, give one to another user
 // and one to both, swap two of a user, and lie in receipts: all of it is
 // counted, and nothing else.
@@ -24,53 +77,7 @@ func TestPushLies(t *testing.T) {
 	for _, batch := range []string{"0", "10"} {
 		t.Run("batch "+batch, func(t *testing.T) {
 			f := newFake(t)
-			var mu sync.Mutex
-			var held []byte
-			f.push = func(c *fakeConn, n int, data []byte) answer {
-				mu.Lock()
-				defer mu.Unlock()
-				other := f.users["u0"]
-				if other == c {
-					other = f.users["u1"]
-				}
-				written := answer{Status: 200, Written: 1}
-				switch {
-				case n == 5: // lost
-				case n == 10:
-					c.say(data)
-					c.say(data)
-				case n == 15: // to another user, and so missing
-					other.say(data)
-				case n == 20: // to another user too
-					c.say(data)
-					other.say(data)
-				case n == 25:
-					c.say(data)
-					return answer{Status: 200, Dropped: 1} // which is false
-				case n == 30:
-					c.say(data)
-					return answer{Status: 200, Written: 2} // and so is that
-				case n == 35:
-					return answer{Status: 200, Dropped: 1}
-				case n == 40:
-					return answer{Status: 429, Code: "busy"}
-				case n == 45:
-					c.say(data)
-					return answer{Status: 503, Code: "too_late"} // nobody knows, so that it may come
-				case n == 50:
-					c.say(data)
-					return answer{Status: 200, Queued: 1}
-				case n > 55 && c.index == f.users["u3"].index && held == nil:
-					held = bytes.Clone(data)
-				case c.index == f.users["u3"].index && len(held) > 0:
-					c.say(data)
-					c.say(held)
-					held = []byte{}
-				default:
-					c.say(data)
-				}
-				return written
-			}
+			f.push = (&liar{fake: f}).take
 			o := loadtest(t, "push", "--url", f.url, "--api", f.trigger, "-n", "4", "--publishers", "4", "--batch", batch,
 				"--push-rate", "1000", "--duration", "400ms", "--wait", "500ms")
 			o.want(t, map[string]float64{

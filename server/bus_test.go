@@ -1083,14 +1083,11 @@ func TestBusDoesNotStart(t *testing.T) {
 	}
 }
 
-// A backend that subscribes a connection, and a request that comes by ServeHTTP,
-// wait for the bus as clients do.
-func TestOthersWaitForTheBus(t *testing.T) {
+// A backend that subscribes a connection waits for the bus as clients do.
+func TestBackendWaitsForTheBus(t *testing.T) {
 	t.Parallel()
 	bus := newHandBus()
 	srv, addr := serve(t, server.Config{Bus: bus})
-	web := httptest.NewServer(srv)
-	t.Cleanup(web.Close)
 	at := server.Position{Seq: 7, Epoch: "hand"}
 	c, w := joined(t, addr, "/ws")
 	c.Send(wstest.Text(`{"id":1,"subscribe":{"topic":"a"}}`)) // waits, and finds the other there
@@ -1140,6 +1137,25 @@ func TestOthersWaitForTheBus(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	bus.want(t, "-d")
+	for range 2 { // each subscribed once
+		bus.sink.Deliver(server.Publication{Topic: "a", Message: server.Message{Data: []byte("8")}}, server.Position{Seq: 8, Epoch: "hand"})
+	}
+	for {
+		if e := c.Event(); e.Message != nil {
+			break
+		}
+	}
+	c.WantNothing()
+}
+
+// A request that comes by ServeHTTP waits for the bus as others do.
+func TestServeHTTPWaitsForTheBus(t *testing.T) {
+	t.Parallel()
+	bus := newHandBus()
+	srv, _ := serve(t, server.Config{Bus: bus})
+	web := httptest.NewServer(srv)
+	t.Cleanup(web.Close)
+	at := server.Position{Seq: 7, Epoch: "hand"}
 	by := func(topic string) (*wstest.Conn, string) {
 		d, key := wstest.Open(t, web.Listener.Addr().String()), wstest.NewKey()
 		d.SendRaw([]byte(wstest.Request("tocsin.test", "/ws?topics="+topic, key)))
@@ -1159,13 +1175,4 @@ func TestOthersWaitForTheBus(t *testing.T) {
 		t.Errorf("%+v", res)
 	}
 	bus.want(t, "-f")
-	for range 2 { // each subscribed once
-		bus.sink.Deliver(server.Publication{Topic: "a", Message: server.Message{Data: []byte("8")}}, server.Position{Seq: 8, Epoch: "hand"})
-	}
-	for {
-		if e := c.Event(); e.Message != nil {
-			break
-		}
-	}
-	c.WantNothing()
 }

@@ -332,34 +332,55 @@ func TestNothingStaysUnread(t *testing.T) {
 func TestConnectionsAreSpreadOverShards(t *testing.T) {
 	srv, addr := started(t, Config{})
 	n := size(18_000)
-	end := child(t, "dial", addr, fmt.Sprint(n)) // in a process of its own, as descriptors are what counts
+	dialer := child(t, "dial", addr, fmt.Sprint(n)) // in a process of its own, as descriptors are what counts
 	eventually(t, "all to be accepted", func() bool { return srv.Stats().Accepted == uint64(n) })
 	if st := srv.Stats(); float64(st.ShardMax) > 1.1*float64(st.ShardMin) {
 		t.Errorf("the fullest shard has %d of %d connections, the emptiest %d", st.ShardMax, n, st.ShardMin)
 	}
-	end()
+	dialer.end()
 	eventually(t, "all to go", func() bool { return srv.Stats().ShardMax == 0 })
 }
 
-// child starts this binary in a role; it ends when its input does.
-func child(t *testing.T, role string, args ...string) (end func()) {
+// process is this binary in another role; it ends when its input does.
+type process struct {
+	t   *testing.T
+	in  io.Writer
+	out *bufio.Reader
+	end func()
+}
+
+func child(t *testing.T, role string, args ...string) *process {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), "TOCSIN_TEST_CHILD="+role)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return sync.OnceFunc(func() {
+	return &process{t, stdin, bufio.NewReader(stdout), sync.OnceFunc(func() {
 		stdin.Close()
 		if err := cmd.Wait(); err != nil {
 			t.Error(err)
 		}
-	})
+	})}
+}
+
+// line reads a line of what the process prints.
+func (p *process) line() string {
+	p.t.Helper()
+	text, err := p.out.ReadString('\n')
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return strings.TrimSpace(text)
 }
 
 // dialer opens connections and holds them.
@@ -538,43 +559,17 @@ func TestThreadsDoNotFollowConnections(t *testing.T) {
 // spins; once there are some, they are served (docs/faults.md E4).
 func TestOutOfDescriptors(t *testing.T) {
 	parallel(t)
-	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), "TOCSIN_TEST_CHILD=fewfds")
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		stdin.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Error(err)
-		}
-	}()
-	lines := bufio.NewReader(stdout)
-	line := func() (text string) {
-		text, err := lines.ReadString('\n')
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.TrimSpace(text)
-	}
+	few := child(t, "fewfds")
+	defer few.end()
 	// ask returns the connections, accept errors and answers of 503.
 	ask := func() (open, errors, full int) {
-		fmt.Fprintln(stdin, "stats")
-		if _, err := fmt.Sscan(line(), &open, &errors, &full); err != nil {
+		fmt.Fprintln(few.in, "stats")
+		if _, err := fmt.Sscan(few.line(), &open, &errors, &full); err != nil {
 			t.Fatal(err)
 		}
 		return open, errors, full
 	}
-	addr := line()
+	addr := few.line()
 	var clients []*client
 	request := wstest.Request("tocsin.test", "/ws", wstest.NewKey())
 	began := time.Now()

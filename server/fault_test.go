@@ -88,7 +88,7 @@ func TestSilentConnectionsTimeOut(t *testing.T) {
 	srv, addr := started(t, Config{HandshakeTimeout: 3 * time.Second})
 	honest(t, addr, 5)
 	before := heap()
-	defer child(t, "dial", addr, fmt.Sprint(n))()
+	defer child(t, "dial", addr, fmt.Sprint(n)).end()
 	eventually(t, "all to be accepted", func() bool { return srv.Stats().Accepted == uint64(n+5) })
 	if grown := heap() - before; grown > int64(n)*1024 {
 		t.Errorf("%d bytes for each silent connection", grown/int64(n))

@@ -185,77 +185,83 @@ func TestHandshakeEverySplit(t *testing.T) {
 	c.WantClosed(wire.CloseNormal)
 }
 
-// What RFC 9112 and RFC 6455 section 4.2.1 do not allow is refused, and what
-// two parsers could read differently (docs/faults.md H7).
+const (
+	sampleLine = "GET /ws HTTP/1.1\r\n"
+	sampleHost = "Host: tocsin.test\r\n"
+)
+
+// malformed are requests that RFC 9112 and RFC 6455 section 4.2.1 do not allow, or
+// that two parsers could read differently.
+var malformed = map[string]string{
+	"two hosts":              upgrade("Host: tocsin.test"),
+	"two keys":               upgrade("Sec-WebSocket-Key: " + sampleKey),
+	"two versions":           upgrade("Sec-WebSocket-Version: 13"),
+	"element of Upgrade":     upgrade("Upgrade: h2 c"),
+	"element of Connection":  upgrade("Connection: a@b"),
+	"two empty offers":       upgrade("Sec-WebSocket-Protocol:", "Sec-WebSocket-Protocol: ,"),
+	"empty extensions":       upgrade("Sec-WebSocket-Extensions: ,"),
+	"nameless extension":     upgrade("Sec-WebSocket-Extensions: ;a"),
+	"half an extension":      upgrade("Sec-WebSocket-Extensions: a; b=\"c"),
+	"parameter of two words": upgrade("Sec-WebSocket-Extensions: a; b c"),
+	"parameter quotes space": upgrade("Sec-WebSocket-Extensions: a; b=\"c d\""),
+	"empty host":             changed(sampleHost, "Host: \r\n"),
+	"host with a path":       changed(sampleHost, "Host: tocsin.test/ws\r\n"),
+	"port of letters":        changed(sampleHost, "Host: tocsin.test:ws\r\n"),
+	"open bracket":           changed(sampleHost, "Host: [::1\r\n"),
+	"name in brackets":       changed(sampleHost, "Host: [tocsin.test]\r\n"),
+	"no host":                changed(sampleHost, ""),
+	"host with a space":      changed(sampleHost, "Host: tocsin test\r\n"),
+	"folded line":            upgrade("X-A: b\r\n c"),
+	"folded by a tab":        upgrade("X-A: b\r\n\tc"),
+	"fold before all":        changed(sampleLine, sampleLine+" X-A: b\r\n"),
+	"bare LF":                strings.ReplaceAll(upgrade(), "\r\n", "\n"),
+	"bare LF in one line":    upgrade("X-A: b\nX-B: c"),
+	"bare LF at the end":     strings.TrimSuffix(upgrade(), "\r\n\r\n") + "\n\n",
+	"bare CR":                upgrade("X-A: b\rc"),
+	"NUL in a value":         upgrade("X-A: b\x00c"),
+	"NUL in a name":          upgrade("X\x00A: b"),
+	"control in a value":     upgrade("X-A: b\x01c"),
+	"DEL in a value":         upgrade("X-A: b\x7fc"),
+	"space before colon":     changed("Host:", "Host :"),
+	"space in a name":        upgrade("X A: b"),
+	"byte over 127 in name":  upgrade("X-\xe9: b"),
+	"no name":                upgrade(": b"),
+	"no colon":               upgrade("X-A"),
+	"lower-case method":      changed("GET", "get"),
+	"no method":              changed("GET ", ""),
+	"absolute without host":  strings.Replace(changed(sampleHost, ""), "/ws", "http://tocsin.test/ws", 1),
+	"absolute with nobody":   changed("/ws", "http:///ws"),
+	"absolute with userinfo": changed("/ws", "http://ann@tocsin.test/ws"),
+	"scheme ws":              changed("/ws", "ws://tocsin.test/ws"),
+	"escaped NUL":            changed("/ws", "/ws%00"),
+	"half an escape":         changed("/ws", "/ws%7"),
+	"escape of letters":      changed("/ws", "/%xxs"),
+	"authority form":         changed("/ws", "tocsin.test:80"),
+	"no slash":               changed("/ws", "ws"),
+	"fragment":               changed("/ws", "/ws#a"),
+	"byte over 127 in path":  changed("/ws", "/ws?\xe9"),
+	"control in the path":    changed("/ws", "/ws?\x01"),
+	"two spaces":             changed("GET ", "GET  "),
+	"tab for a space":        changed("GET ", "GET\t"),
+	"space at the line end":  changed("HTTP/1.1\r\n", "HTTP/1.1 \r\n"),
+	"four words":             changed("/ws", "/ws /ws"),
+	"HTTP/1.999":             changed("HTTP/1.1", "HTTP/1.999"),
+	"HTTP/2.0":               changed("HTTP/1.1", "HTTP/2.0"),
+	"HTTP/01.1":              changed("HTTP/1.1", "HTTP/01.1"),
+	"lower-case http":        changed("HTTP/1.1", "http/1.1"),
+	"HTTP/0.9":               "GET /ws\r\n\r\n",
+	"another protocol":       changed("HTTP/1.1", "RTSP/1.0"),
+	"POST":                   changed("GET", "POST"),
+	"connection not upgrade": changed("Connection: Upgrade", "Connection: close"),
+}
+
+// What is not allowed is refused (docs/faults.md H7).
 func TestHandshakeRefusesMalformed(t *testing.T) {
-	const host, line = "Host: tocsin.test\r\n", "GET /ws HTTP/1.1\r\n"
 	addr := echoServer(t)
-	requests := map[string]string{
-		"two hosts":              upgrade("Host: tocsin.test"),
-		"two keys":               upgrade("Sec-WebSocket-Key: " + sampleKey),
-		"two versions":           upgrade("Sec-WebSocket-Version: 13"),
-		"element of Upgrade":     upgrade("Upgrade: h2 c"),
-		"element of Connection":  upgrade("Connection: a@b"),
-		"two empty offers":       upgrade("Sec-WebSocket-Protocol:", "Sec-WebSocket-Protocol: ,"),
-		"empty extensions":       upgrade("Sec-WebSocket-Extensions: ,"),
-		"nameless extension":     upgrade("Sec-WebSocket-Extensions: ;a"),
-		"half an extension":      upgrade("Sec-WebSocket-Extensions: a; b=\"c"),
-		"parameter of two words": upgrade("Sec-WebSocket-Extensions: a; b c"),
-		"parameter quotes space": upgrade("Sec-WebSocket-Extensions: a; b=\"c d\""),
-		"empty host":             changed(host, "Host: \r\n"),
-		"host with a path":       changed(host, "Host: tocsin.test/ws\r\n"),
-		"port of letters":        changed(host, "Host: tocsin.test:ws\r\n"),
-		"open bracket":           changed(host, "Host: [::1\r\n"),
-		"name in brackets":       changed(host, "Host: [tocsin.test]\r\n"),
-		"no host":                changed(host, ""),
-		"host with a space":      changed(host, "Host: tocsin test\r\n"),
-		"folded line":            upgrade("X-A: b\r\n c"),
-		"folded by a tab":        upgrade("X-A: b\r\n\tc"),
-		"fold before all":        changed(line, line+" X-A: b\r\n"),
-		"bare LF":                strings.ReplaceAll(upgrade(), "\r\n", "\n"),
-		"bare LF in one line":    upgrade("X-A: b\nX-B: c"),
-		"bare LF at the end":     strings.TrimSuffix(upgrade(), "\r\n\r\n") + "\n\n",
-		"bare CR":                upgrade("X-A: b\rc"),
-		"NUL in a value":         upgrade("X-A: b\x00c"),
-		"NUL in a name":          upgrade("X\x00A: b"),
-		"control in a value":     upgrade("X-A: b\x01c"),
-		"DEL in a value":         upgrade("X-A: b\x7fc"),
-		"space before colon":     changed("Host:", "Host :"),
-		"space in a name":        upgrade("X A: b"),
-		"byte over 127 in name":  upgrade("X-\xe9: b"),
-		"no name":                upgrade(": b"),
-		"no colon":               upgrade("X-A"),
-		"lower-case method":      changed("GET", "get"),
-		"no method":              changed("GET ", ""),
-		"absolute without host":  strings.Replace(changed(host, ""), "/ws", "http://tocsin.test/ws", 1),
-		"absolute with nobody":   changed("/ws", "http:///ws"),
-		"absolute with userinfo": changed("/ws", "http://ann@tocsin.test/ws"),
-		"scheme ws":              changed("/ws", "ws://tocsin.test/ws"),
-		"escaped NUL":            changed("/ws", "/ws%00"),
-		"half an escape":         changed("/ws", "/ws%7"),
-		"escape of letters":      changed("/ws", "/%xxs"),
-		"authority form":         changed("/ws", "tocsin.test:80"),
-		"no slash":               changed("/ws", "ws"),
-		"fragment":               changed("/ws", "/ws#a"),
-		"byte over 127 in path":  changed("/ws", "/ws?\xe9"),
-		"control in the path":    changed("/ws", "/ws?\x01"),
-		"two spaces":             changed("GET ", "GET  "),
-		"tab for a space":        changed("GET ", "GET\t"),
-		"space at the line end":  changed("HTTP/1.1\r\n", "HTTP/1.1 \r\n"),
-		"four words":             changed("/ws", "/ws /ws"),
-		"HTTP/1.999":             changed("HTTP/1.1", "HTTP/1.999"),
-		"HTTP/2.0":               changed("HTTP/1.1", "HTTP/2.0"),
-		"HTTP/01.1":              changed("HTTP/1.1", "HTTP/01.1"),
-		"lower-case http":        changed("HTTP/1.1", "http/1.1"),
-		"HTTP/0.9":               "GET /ws\r\n\r\n",
-		"another protocol":       changed("HTTP/1.1", "RTSP/1.0"),
-		"POST":                   changed("GET", "POST"),
-		"connection not upgrade": changed("Connection: Upgrade", "Connection: close"),
+	if len(malformed) < 30 {
+		t.Fatalf("%d requests, want 30 or more", len(malformed))
 	}
-	if len(requests) < 30 {
-		t.Fatalf("%d requests, want 30 or more", len(requests))
-	}
-	for name, request := range requests {
+	for name, request := range malformed {
 		t.Run(name, func(t *testing.T) {
 			wantRefused(t, addr, request, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusHTTPVersionNotSupported)
 		})

@@ -84,40 +84,57 @@ func (m *queueModel) gap(g *wire.Gap) {
 
 // check reads what came and compares all accounts.
 func (m *queueModel) check() {
-	t := m.s.t
-	t.Helper()
+	m.s.t.Helper()
 	for _, f := range m.p.frames() {
-		switch f.Op {
-		case ws.OpPong:
-			var n int
-			if _, err := fmt.Sscan(string(f.Payload), &n); err != nil || n == m.ponged || n > m.pings {
-				t.Fatalf("pong %q of %d pings, the last one was %d", f.Payload, m.pings, m.ponged)
-			}
-			m.ponged = max(m.ponged, n)
-		case ws.OpText:
-			e, err := tocsin.ParseEvent(f.Payload)
-			if err == nil && e.Gap != nil {
-				m.gap(e.Gap)
-				continue
-			}
-			if err != nil || e.Message == nil || m.ids[e.Message.ID] == nil {
-				t.Fatalf("%v in %v", err, f)
-			}
-			out := m.ids[e.Message.ID]
-			if m.came[out] || int(e.Message.Seq) != m.last[out.Flow]+1 || out.Flow.Name != e.Message.Topic {
-				t.Fatalf("message %d of %s came behind %d", e.Message.Seq, out.Flow.Name, m.last[out.Flow])
-			}
-			m.came[out] = true
-			m.last[out.Flow] = int(e.Message.Seq)
-		case ws.OpClose:
-			if f.CloseCode() != wire.CloseSlow {
-				t.Fatalf("closed with %v", f)
-			}
-		default:
-			t.Fatalf("got %v", f)
-		}
+		m.read(f)
 	}
 	m.s.check()
+	waiting := m.waiting()
+	for i, out := range m.sent {
+		m.checkOne(i, out, waiting[out])
+	}
+}
+
+// read takes a frame that came.
+func (m *queueModel) read(f wstest.Frame) {
+	t := m.s.t
+	t.Helper()
+	switch f.Op {
+	case ws.OpPong:
+		var n int
+		if _, err := fmt.Sscan(string(f.Payload), &n); err != nil || n == m.ponged || n > m.pings {
+			t.Fatalf("pong %q of %d pings, the last one was %d", f.Payload, m.pings, m.ponged)
+		}
+		m.ponged = max(m.ponged, n)
+	case ws.OpText:
+		e, err := tocsin.ParseEvent(f.Payload)
+		if err == nil && e.Gap != nil {
+			m.gap(e.Gap)
+			return
+		}
+		if err != nil || e.Message == nil || m.ids[e.Message.ID] == nil {
+			t.Fatalf("%v in %v", err, f)
+		}
+		out := m.ids[e.Message.ID]
+		if m.came[out] || int(e.Message.Seq) != m.last[out.Flow]+1 || out.Flow.Name != e.Message.Topic {
+			t.Fatalf("message %d of %s came behind %d", e.Message.Seq, out.Flow.Name, m.last[out.Flow])
+		}
+		m.came[out] = true
+		m.last[out.Flow] = int(e.Message.Seq)
+	case ws.OpClose:
+		if f.CloseCode() != wire.CloseSlow {
+			t.Fatalf("closed with %v", f)
+		}
+	default:
+		t.Fatalf("got %v", f)
+	}
+}
+
+// waiting returns the messages in the outbox. It has one of each key of Latest,
+// and few pongs.
+func (m *queueModel) waiting() map[*engine.Parcel]bool {
+	t := m.s.t
+	t.Helper()
 	waiting := map[*engine.Parcel]bool{}
 	latest := map[string]bool{}
 	pongs := 0
@@ -141,22 +158,27 @@ func (m *queueModel) check() {
 	if pongs > 3 { // one that the socket refused, one that has begun to leave, the newest
 		t.Fatalf("%d pongs wait", pongs)
 	}
-	for i, out := range m.sent {
-		written, queued, lost := out.Outcome()
-		written += m.written[out]
-		if written+queued+lost != 1 {
-			t.Fatalf("message %d: %d written, %d queued, %d dropped", i, written, queued, lost)
+	return waiting
+}
+
+// checkOne wants a message to have one fate.
+func (m *queueModel) checkOne(i int, out *engine.Parcel, waiting bool) {
+	t := m.s.t
+	t.Helper()
+	written, queued, lost := out.Outcome()
+	written += m.written[out]
+	if written+queued+lost != 1 {
+		t.Fatalf("message %d: %d written, %d queued, %d dropped", i, written, queued, lost)
+	}
+	dropped, n := lost == 1, 0
+	for _, is := range []bool{dropped, waiting, m.came[out]} {
+		if is {
+			n++
 		}
-		dropped, n := lost == 1, 0
-		for _, is := range []bool{dropped, waiting[out], m.came[out]} {
-			if is {
-				n++
-			}
-		}
-		// A message that has left but has not come whole is none of these.
-		if n > 1 || n == 0 && !bytes.HasPrefix(m.frames[out], m.p.Out) {
-			t.Fatalf("message %d: %d times dropped, waiting %v, came %v", i, lost, waiting[out], m.came[out])
-		}
+	}
+	// A message that has left but has not come whole is none of these.
+	if n > 1 || n == 0 && !bytes.HasPrefix(m.frames[out], m.p.Out) {
+		t.Fatalf("message %d: %d times dropped, waiting %v, came %v", i, lost, waiting, m.came[out])
 	}
 }
 

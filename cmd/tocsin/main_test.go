@@ -63,17 +63,16 @@ func tocsin(t *testing.T, stdin string, args ...string) result {
 	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
 }
 
-func TestExitStatus(t *testing.T) {
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
-	for _, c := range []struct {
-		args   string
-		status int
-		words  string
-	}{
+// exit is a command line, and how it ends: with what words, unless it succeeds.
+type exit struct {
+	args   string
+	status int
+	words  string
+}
+
+// exits are many. Somebody else listens at the address taken.
+func exits(taken string) []exit {
+	return []exit{
 		{"version", 0, ""},
 		{"--version", 0, ""},
 		{"serve --version", 0, ""},
@@ -91,8 +90,8 @@ func TestExitStatus(t *testing.T) {
 		{"serve --dev --max-topics", 2, "max-topics"},
 		{"serve --dev --config /no/such/file", 2, "/no/such/file"},
 		{"serve --dev --max-connections=1000000000 --listen 127.0.0.1:0 --api-listen 127.0.0.1:0", 2, "1000000000"},
-		{"serve --dev --listen " + taken.Addr().String() + " --api-listen 127.0.0.1:0", 1, "address already in use"},
-		{"serve --dev --listen 127.0.0.1:0 --api-listen " + taken.Addr().String(), 1, "address already in use"},
+		{"serve --dev --listen " + taken + " --api-listen 127.0.0.1:0", 1, "address already in use"},
+		{"serve --dev --listen 127.0.0.1:0 --api-listen " + taken, 1, "address already in use"},
 		{"nothing", 2, "nothing"},
 		{"publish news", 2, "<data>"},
 		{"publish news unquoted", 2, "not JSON"},
@@ -107,7 +106,16 @@ func TestExitStatus(t *testing.T) {
 		{"token --user 42", 2, "api-key"},
 		{"token --user", 2, "user"},
 		{"token --user a\tb --api-key 0123456789abcdef", 2, "user"},
-	} {
+	}
+}
+
+func TestExitStatus(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, c := range exits(taken.Addr().String()) {
 		var args []string
 		if c.args != "" {
 			args = strings.Split(c.args, " ")

@@ -86,100 +86,124 @@ func forged(header, claims string) string {
 	return text + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// TestHostileTokensAreRefused is docs/faults.md A1, A3 and A4: what is wrong
-// with a token counts also if its signature is right.
-func TestHostileTokensAreRefused(t *testing.T) {
-	const head = `{"alg":"HS256","typ":"JWT"}`
-	const far = "4102444800" // the year 2100
-	const body = `{"sub":"42","exp":` + far + `}`
-	good := forged(head, body)
-	header, rest, _ := strings.Cut(good, ".")
-	payload, signature, _ := strings.Cut(rest, ".")
-	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-	nextLetter := alphabet[strings.IndexByte(alphabet, signature[len(signature)-1])+1] // the same bytes, and a bit behind them
-	tokens := map[string]string{
-		"dots":                    strings.Repeat(".", 4096),
-		"four parts":              good + ".",
-		"five parts":              good + "..",
-		"a space":                 header + " ." + rest,
-		"a line feed":             good[:20] + "\n" + good[20:],
-		"a line feed behind":      good[:len(good)-3] + "\n" + good[len(good)-3:],
-		"a return behind":         good[:len(good)-3] + "\r" + good[len(good)-3:],
-		"padded":                  good + "=",
-		"trailing bits":           header + "." + payload + "." + signature[:len(signature)-1] + string(nextLetter),
-		"short signature":         header + "." + payload + "." + signature[:20],
-		"other payload":           header + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"43","exp":`+far+`}`)) + "." + signature,
-		"alg none":                forged(`{"alg":"none"}`, body),
-		"alg None":                forged(`{"alg":"None"}`, body),
-		"alg hs256":               forged(`{"alg":"hs256"}`, body),
-		"alg HS384":               forged(`{"alg":"HS384"}`, body),
-		"alg RS256":               forged(`{"alg":"RS256"}`, body),
-		"alg ES256":               forged(`{"alg":"ES256"}`, body),
-		"alg EdDSA":               forged(`{"alg":"EdDSA"}`, body),
-		"alg empty":               forged(`{"alg":""}`, body),
-		"alg a list":              forged(`{"alg":["HS256"]}`, body),
-		"alg null":                forged(`{"alg":null}`, body),
-		"no alg":                  forged(`{}`, body),
-		"ALG":                     forged(`{"ALG":"HS256"}`, body),
-		"alg twice":               forged(`{"alg":"HS256","alg":"none"}`, body),
-		"header a list":           forged(`["HS256"]`, body),
-		"header null":             forged(`null`, body),
-		"header not JSON":         forged(`{"alg":"HS256"`, body),
-		"crit":                    forged(`{"alg":"HS256","crit":["exp"],"exp":1}`, body),
-		"crit unknown":            forged(`{"alg":"HS256","crit":["urn:x"],"urn:x":true}`, body),
-		"crit b64":                forged(`{"alg":"HS256","crit":["b64"],"b64":true}`, body),
-		"crit empty":              forged(`{"alg":"HS256","crit":[]}`, body),
-		"crit null":               forged(`{"alg":"HS256","crit":null}`, body),
-		"crit a text":             forged(`{"alg":"HS256","crit":"exp"}`, body),
-		"claims null":             forged(head, `null`),
-		"claims a list":           forged(head, `[`+body+`]`),
-		"claims a text":           forged(head, `"sub"`),
-		"claims not JSON":         forged(head, body[:len(body)-1]),
-		"claims twice":            forged(head, body+body),
-		"exp a text":              forged(head, `{"sub":"42","exp":"`+far+`"}`),
-		"half a surrogate pair":   forged(head, `{"sub":"42\ud800","exp":`+far+`}`),
-		"exp a list":              forged(head, `{"sub":"42","exp":[`+far+`]}`),
-		"exp an object":           forged(head, `{"sub":"42","exp":{"n":`+far+`}}`),
-		"exp true":                forged(head, `{"sub":"42","exp":true}`),
-		"exp null":                forged(head, `{"sub":"42","exp":null}`),
-		"exp NaN":                 forged(head, `{"sub":"42","exp":NaN}`),
-		"exp Infinity":            forged(head, `{"sub":"42","exp":Infinity}`),
-		"exp over a float":        forged(head, `{"sub":"42","exp":1e999}`),
-		"exp huge":                forged(head, `{"sub":"42","exp":1e300}`),
-		"exp over an int":         forged(head, `{"sub":"42","exp":9223372036854775808}`),
-		"exp in milliseconds":     forged(head, `{"sub":"42","exp":4102444800000}`),
-		"exp negative":            forged(head, `{"sub":"42","exp":-1}`),
-		"exp zero":                forged(head, `{"sub":"42","exp":0}`),
-		"exp in hexadecimal":      forged(head, `{"sub":"42","exp":0xF4865700}`),
-		"exp a date":              forged(head, `{"sub":"42","exp":"2100-01-01T00:00:00Z"}`),
-		"EXP":                     forged(head, `{"sub":"42","EXP":`+far+`}`),
-		"exp twice, the last old": forged(head, `{"sub":"42","exp":`+far+`,"exp":1}`),
-		"exp old, EXP new":        forged(head, `{"sub":"42","exp":1,"EXP":`+far+`}`),
-		"nbf in the future":       forged(head, `{"sub":"42","exp":`+far+`,"nbf":4102444700}`),
-		"nbf a text":              forged(head, `{"sub":"42","exp":`+far+`,"nbf":"1"}`),
-		"nbf huge":                forged(head, `{"sub":"42","exp":`+far+`,"nbf":1e300}`),
-		"nbf null":                forged(head, `{"sub":"42","exp":`+far+`,"nbf":null}`),
-		"sub a list":              forged(head, `{"sub":["42"],"exp":`+far+`}`),
-		"sub null":                forged(head, `{"sub":null,"exp":`+far+`}`),
-		"sub empty":               forged(head, `{"sub":"","exp":`+far+`}`),
-		"sub of spaces":           forged(head, `{"sub":" ","exp":`+far+`}`),
-		"sub with a NUL":          forged(head, `{"sub":"42\u0000","exp":`+far+`}`),
-		"sub not UTF-8":           forged(head, "{\"sub\":\"42\xff\",\"exp\":"+far+"}"),
-		"SUB":                     forged(head, `{"SUB":"42","exp":`+far+`}`),
-	}
+// What a good token is made of.
+const (
+	year2100  = "4102444800"
+	tokenHead = `{"alg":"HS256","typ":"JWT"}`
+	tokenBody = `{"sub":"42","exp":` + year2100 + `}`
+)
+
+func wantRefused(t *testing.T, tokens map[string]string) {
+	t.Helper()
 	for name, token := range tokens {
 		if who, err := testKeys.verify(token); err == nil || who.User != "" {
 			t.Errorf("%s: user %q, %v", name, who.User, err)
 		}
 	}
+}
+
+// The form of a token is strict, and every byte of it is signed (docs/faults.md A1).
+func TestHostileFormsOfTokens(t *testing.T) {
+	good := forged(tokenHead, tokenBody)
+	header, rest, _ := strings.Cut(good, ".")
+	payload, signature, _ := strings.Cut(rest, ".")
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	nextLetter := alphabet[strings.IndexByte(alphabet, signature[len(signature)-1])+1] // the same bytes, and a bit behind them
+	wantRefused(t, map[string]string{
+		"dots":               strings.Repeat(".", 4096),
+		"four parts":         good + ".",
+		"five parts":         good + "..",
+		"a space":            header + " ." + rest,
+		"a line feed":        good[:20] + "\n" + good[20:],
+		"a line feed behind": good[:len(good)-3] + "\n" + good[len(good)-3:],
+		"a return behind":    good[:len(good)-3] + "\r" + good[len(good)-3:],
+		"padded":             good + "=",
+		"trailing bits":      header + "." + payload + "." + signature[:len(signature)-1] + string(nextLetter),
+		"short signature":    header + "." + payload + "." + signature[:20],
+		"other payload":      header + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"43","exp":`+year2100+`}`)) + "." + signature,
+	})
+}
+
+// What is wrong with a header counts also if the signature is right
+// (docs/faults.md A3 and A4).
+func TestHostileHeadersOfTokens(t *testing.T) {
+	wantRefused(t, map[string]string{
+		"alg none":        forged(`{"alg":"none"}`, tokenBody),
+		"alg None":        forged(`{"alg":"None"}`, tokenBody),
+		"alg hs256":       forged(`{"alg":"hs256"}`, tokenBody),
+		"alg HS384":       forged(`{"alg":"HS384"}`, tokenBody),
+		"alg RS256":       forged(`{"alg":"RS256"}`, tokenBody),
+		"alg ES256":       forged(`{"alg":"ES256"}`, tokenBody),
+		"alg EdDSA":       forged(`{"alg":"EdDSA"}`, tokenBody),
+		"alg empty":       forged(`{"alg":""}`, tokenBody),
+		"alg a list":      forged(`{"alg":["HS256"]}`, tokenBody),
+		"alg null":        forged(`{"alg":null}`, tokenBody),
+		"no alg":          forged(`{}`, tokenBody),
+		"ALG":             forged(`{"ALG":"HS256"}`, tokenBody),
+		"alg twice":       forged(`{"alg":"HS256","alg":"none"}`, tokenBody),
+		"header a list":   forged(`["HS256"]`, tokenBody),
+		"header null":     forged(`null`, tokenBody),
+		"header not JSON": forged(`{"alg":"HS256"`, tokenBody),
+		"crit":            forged(`{"alg":"HS256","crit":["exp"],"exp":1}`, tokenBody),
+		"crit unknown":    forged(`{"alg":"HS256","crit":["urn:x"],"urn:x":true}`, tokenBody),
+		"crit b64":        forged(`{"alg":"HS256","crit":["b64"],"b64":true}`, tokenBody),
+		"crit empty":      forged(`{"alg":"HS256","crit":[]}`, tokenBody),
+		"crit null":       forged(`{"alg":"HS256","crit":null}`, tokenBody),
+		"crit a text":     forged(`{"alg":"HS256","crit":"exp"}`, tokenBody),
+	})
+}
+
+// What is wrong with the claims counts also if the signature is right
+// (docs/faults.md A1, A3 and A4).
+func TestHostileClaimsOfTokens(t *testing.T) {
+	wantRefused(t, map[string]string{
+		"claims null":             forged(tokenHead, `null`),
+		"claims a list":           forged(tokenHead, `[`+tokenBody+`]`),
+		"claims a text":           forged(tokenHead, `"sub"`),
+		"claims not JSON":         forged(tokenHead, tokenBody[:len(tokenBody)-1]),
+		"claims twice":            forged(tokenHead, tokenBody+tokenBody),
+		"exp a text":              forged(tokenHead, `{"sub":"42","exp":"`+year2100+`"}`),
+		"half a surrogate pair":   forged(tokenHead, `{"sub":"42\ud800","exp":`+year2100+`}`),
+		"exp a list":              forged(tokenHead, `{"sub":"42","exp":[`+year2100+`]}`),
+		"exp an object":           forged(tokenHead, `{"sub":"42","exp":{"n":`+year2100+`}}`),
+		"exp true":                forged(tokenHead, `{"sub":"42","exp":true}`),
+		"exp null":                forged(tokenHead, `{"sub":"42","exp":null}`),
+		"exp NaN":                 forged(tokenHead, `{"sub":"42","exp":NaN}`),
+		"exp Infinity":            forged(tokenHead, `{"sub":"42","exp":Infinity}`),
+		"exp over a float":        forged(tokenHead, `{"sub":"42","exp":1e999}`),
+		"exp huge":                forged(tokenHead, `{"sub":"42","exp":1e300}`),
+		"exp over an int":         forged(tokenHead, `{"sub":"42","exp":9223372036854775808}`),
+		"exp in milliseconds":     forged(tokenHead, `{"sub":"42","exp":4102444800000}`),
+		"exp negative":            forged(tokenHead, `{"sub":"42","exp":-1}`),
+		"exp zero":                forged(tokenHead, `{"sub":"42","exp":0}`),
+		"exp in hexadecimal":      forged(tokenHead, `{"sub":"42","exp":0xF4865700}`),
+		"exp a date":              forged(tokenHead, `{"sub":"42","exp":"2100-01-01T00:00:00Z"}`),
+		"EXP":                     forged(tokenHead, `{"sub":"42","EXP":`+year2100+`}`),
+		"exp twice, the last old": forged(tokenHead, `{"sub":"42","exp":`+year2100+`,"exp":1}`),
+		"exp old, EXP new":        forged(tokenHead, `{"sub":"42","exp":1,"EXP":`+year2100+`}`),
+		"nbf in the future":       forged(tokenHead, `{"sub":"42","exp":`+year2100+`,"nbf":4102444700}`),
+		"nbf a text":              forged(tokenHead, `{"sub":"42","exp":`+year2100+`,"nbf":"1"}`),
+		"nbf huge":                forged(tokenHead, `{"sub":"42","exp":`+year2100+`,"nbf":1e300}`),
+		"nbf null":                forged(tokenHead, `{"sub":"42","exp":`+year2100+`,"nbf":null}`),
+		"sub a list":              forged(tokenHead, `{"sub":["42"],"exp":`+year2100+`}`),
+		"sub null":                forged(tokenHead, `{"sub":null,"exp":`+year2100+`}`),
+		"sub empty":               forged(tokenHead, `{"sub":"","exp":`+year2100+`}`),
+		"sub of spaces":           forged(tokenHead, `{"sub":" ","exp":`+year2100+`}`),
+		"sub with a NUL":          forged(tokenHead, `{"sub":"42\u0000","exp":`+year2100+`}`),
+		"sub not UTF-8":           forged(tokenHead, "{\"sub\":\"42\xff\",\"exp\":"+year2100+"}"),
+		"SUB":                     forged(tokenHead, `{"SUB":"42","exp":`+year2100+`}`),
+	})
+}
+
+func TestUnusualTokensAreTaken(t *testing.T) {
 	for name, token := range map[string]string{
-		"good":                    good,
-		"exp with a fraction":     forged(head, `{"sub":"42","exp":4102444800.75}`),
-		"exp with an exponent":    forged(head, `{"sub":"42","exp":4.1024448e9}`),
-		"exp twice, the last new": forged(head, `{"sub":"42","exp":1,"exp":`+far+`}`),
-		"nbf in the past":         forged(head, `{"sub":"42","exp":`+far+`,"nbf":1}`),
-		"other claims":            forged(head, `{"sub":"42","exp":`+far+`,"aud":5,"iss":{},"iat":"x"}`),
-		"other header fields":     forged(`{"alg":"HS256","kid":"../../etc/passwd","jku":"http://127.0.0.1:1/"}`, body),
+		"good":                    forged(tokenHead, tokenBody),
+		"exp with a fraction":     forged(tokenHead, `{"sub":"42","exp":4102444800.75}`),
+		"exp with an exponent":    forged(tokenHead, `{"sub":"42","exp":4.1024448e9}`),
+		"exp twice, the last new": forged(tokenHead, `{"sub":"42","exp":1,"exp":`+year2100+`}`),
+		"nbf in the past":         forged(tokenHead, `{"sub":"42","exp":`+year2100+`,"nbf":1}`),
+		"other claims":            forged(tokenHead, `{"sub":"42","exp":`+year2100+`,"aud":5,"iss":{},"iat":"x"}`),
+		"other header fields":     forged(`{"alg":"HS256","kid":"../../etc/passwd","jku":"http://127.0.0.1:1/"}`, tokenBody),
 	} {
 		if who, err := testKeys.verify(token); err != nil || who.User != "42" {
 			t.Errorf("%s: user %q, %v", name, who.User, err)

@@ -63,61 +63,63 @@ func TestParse(t *testing.T) {
 	}
 }
 
+var badCommands = []struct {
+	in   string
+	code wire.ErrorCode
+	id   string // what the reply repeats
+}{
+	{``, wire.BadRequest, ""},
+	{`null`, wire.BadRequest, ""},
+	{`[]`, wire.BadRequest, ""},
+	{`"ping"`, wire.BadRequest, ""},
+	{`{`, wire.BadRequest, ""},
+	{`{"id":1,"ping":{}`, wire.BadRequest, "1"},
+	{`{"id":1,"ping":{}}x`, wire.BadRequest, "1"},
+	{`{"id":1,"ping":{}}{}`, wire.BadRequest, "1"},
+	{`{"id":1,"ping":{},}`, wire.BadRequest, "1"},
+	{`{id:1}`, wire.BadRequest, ""},
+	{`{"id":1,"ping":{"a":` + wstest.Nested(31, "[", "", "]") + `}}`, wire.BadRequest, "1"},
+
+	{`{"id":null,"ping":{}}`, wire.BadRequest, ""},
+	{`{"id":true,"ping":{}}`, wire.BadRequest, ""},
+	{`{"id":{},"ping":{}}`, wire.BadRequest, ""},
+	{`{"id":[1],"ping":{}}`, wire.BadRequest, ""},
+	{`{"id":"` + strings.Repeat("x", 63) + `","ping":{}}`, wire.BadRequest, ""},
+
+	{`{}`, wire.UnknownCommand, ""},
+	{`{"id":1}`, wire.UnknownCommand, "1"},
+	{`{"id":1,"shout":{}}`, wire.UnknownCommand, "1"},
+	{`{"id":1,"Ping":{}}`, wire.UnknownCommand, "1"},
+
+	{`{"id":1,"ping":{},"subscribe":{"topic":"a"}}`, wire.BadRequest, "1"},
+	{`{"id":1,"ping":{},"ping":{}}`, wire.BadRequest, "1"},
+	{`{"id":1,"ping":null}`, wire.BadRequest, "1"},
+	{`{"ping":[],"id":1}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":"news"}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":{"topic":1}}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":{"topic":null}}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":{"topic":"a","after":"1"}}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":{"topic":"a","after":-1}}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":{"topic":"a","after":1.0}}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":{"topic":"a","after":1e3}}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":{"topic":"a","after":18446744073709551616}}`, wire.BadRequest, "1"},
+	{`{"id":1,"subscribe":{"topic":"a","epoch":1}}`, wire.BadRequest, "1"},
+	{`{"id":1,"publish":{"topic":"a"}}`, wire.BadRequest, "1"},
+	{`{"id":1,"publish":{"topic":"a","data":1,"id":2}}`, wire.BadRequest, "1"},
+	{`{"id":1,"publish":{"topic":"a","data":1,"id":"` + strings.Repeat("x", 129) + `"}}`, wire.BadRequest, "1"},
+	{`{"id":1,"ack":{}}`, wire.BadRequest, "1"},
+	{`{"id":1,"ack":{"id":""}}`, wire.BadRequest, "1"},
+
+	{`{"id":1,"subscribe":{}}`, wire.BadTopic, "1"},
+	{`{"id":1,"subscribe":{"topic":""}}`, wire.BadTopic, "1"},
+	{`{"id":1,"subscribe":{"topic":"$user"}}`, wire.BadTopic, "1"},
+	{`{"id":1,"unsubscribe":{"topic":"a b"}}`, wire.BadTopic, "1"},
+	{`{"id":1,"publish":{"topic":"\u0000","data":1}}`, wire.BadTopic, "1"},
+	{`{"id":1,"subscribe":{"topic":"` + strings.Repeat("x", 256) + `"}}`, wire.BadTopic, "1"},
+}
+
 func TestParseErrors(t *testing.T) {
-	for _, c := range []struct {
-		in   string
-		code wire.ErrorCode
-		id   string // what the reply repeats
-	}{
-		{``, wire.BadRequest, ""},
-		{`null`, wire.BadRequest, ""},
-		{`[]`, wire.BadRequest, ""},
-		{`"ping"`, wire.BadRequest, ""},
-		{`{`, wire.BadRequest, ""},
-		{`{"id":1,"ping":{}`, wire.BadRequest, "1"},
-		{`{"id":1,"ping":{}}x`, wire.BadRequest, "1"},
-		{`{"id":1,"ping":{}}{}`, wire.BadRequest, "1"},
-		{`{"id":1,"ping":{},}`, wire.BadRequest, "1"},
-		{`{id:1}`, wire.BadRequest, ""},
-		{`{"id":1,"ping":{"a":` + wstest.Nested(31, "[", "", "]") + `}}`, wire.BadRequest, "1"},
-
-		{`{"id":null,"ping":{}}`, wire.BadRequest, ""},
-		{`{"id":true,"ping":{}}`, wire.BadRequest, ""},
-		{`{"id":{},"ping":{}}`, wire.BadRequest, ""},
-		{`{"id":[1],"ping":{}}`, wire.BadRequest, ""},
-		{`{"id":"` + strings.Repeat("x", 63) + `","ping":{}}`, wire.BadRequest, ""},
-
-		{`{}`, wire.UnknownCommand, ""},
-		{`{"id":1}`, wire.UnknownCommand, "1"},
-		{`{"id":1,"shout":{}}`, wire.UnknownCommand, "1"},
-		{`{"id":1,"Ping":{}}`, wire.UnknownCommand, "1"},
-
-		{`{"id":1,"ping":{},"subscribe":{"topic":"a"}}`, wire.BadRequest, "1"},
-		{`{"id":1,"ping":{},"ping":{}}`, wire.BadRequest, "1"},
-		{`{"id":1,"ping":null}`, wire.BadRequest, "1"},
-		{`{"ping":[],"id":1}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":"news"}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":{"topic":1}}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":{"topic":null}}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":{"topic":"a","after":"1"}}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":{"topic":"a","after":-1}}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":{"topic":"a","after":1.0}}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":{"topic":"a","after":1e3}}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":{"topic":"a","after":18446744073709551616}}`, wire.BadRequest, "1"},
-		{`{"id":1,"subscribe":{"topic":"a","epoch":1}}`, wire.BadRequest, "1"},
-		{`{"id":1,"publish":{"topic":"a"}}`, wire.BadRequest, "1"},
-		{`{"id":1,"publish":{"topic":"a","data":1,"id":2}}`, wire.BadRequest, "1"},
-		{`{"id":1,"publish":{"topic":"a","data":1,"id":"` + strings.Repeat("x", 129) + `"}}`, wire.BadRequest, "1"},
-		{`{"id":1,"ack":{}}`, wire.BadRequest, "1"},
-		{`{"id":1,"ack":{"id":""}}`, wire.BadRequest, "1"},
-
-		{`{"id":1,"subscribe":{}}`, wire.BadTopic, "1"},
-		{`{"id":1,"subscribe":{"topic":""}}`, wire.BadTopic, "1"},
-		{`{"id":1,"subscribe":{"topic":"$user"}}`, wire.BadTopic, "1"},
-		{`{"id":1,"unsubscribe":{"topic":"a b"}}`, wire.BadTopic, "1"},
-		{`{"id":1,"publish":{"topic":"\u0000","data":1}}`, wire.BadTopic, "1"},
-		{`{"id":1,"subscribe":{"topic":"` + strings.Repeat("x", 256) + `"}}`, wire.BadTopic, "1"},
-	} {
+	for _, c := range badCommands {
 		got, rest, err := codec.Parse([]byte(c.in))
 		switch {
 		case rest != nil:
