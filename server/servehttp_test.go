@@ -220,12 +220,8 @@ func TestServeHTTPUnhijackable(t *testing.T) {
 		t.Error("Auth was asked")
 		return server.Identity{}, nil
 	}})
-	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(upgradeAt("/ws"))))
-	if err != nil {
-		t.Fatal(err)
-	}
 	w := httptest.NewRecorder()
-	srv.ServeHTTP(w, r)
+	srv.ServeHTTP(w, wsRequest(t))
 	if w.Code != http.StatusHTTPVersionNotSupported || !strings.Contains(w.Body.String(), "cannot be upgraded") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
@@ -242,18 +238,21 @@ type brokenHijack struct {
 
 func (w brokenHijack) Hijack() (net.Conn, *bufio.ReadWriter, error) { return w.hijack() }
 
+// wsRequest is a request as net/http reads it.
+func wsRequest(t *testing.T) *http.Request {
+	t.Helper()
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(upgradeAt("/ws"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // A connection that gets lost between the 101 and the hand-over is accounted for,
 // and so is one whose writer panics: the server can end.
 func TestServeHTTPHandOverFails(t *testing.T) {
 	t.Parallel()
 	srv, _ := serve(t, server.Config{})
-	request := func() *http.Request {
-		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(upgradeAt("/ws"))))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r
-	}
 	peer, conn := net.Pipe() // has no descriptor
 	defer peer.Close()
 	for _, hijack := range []func() (net.Conn, *bufio.ReadWriter, error){
@@ -265,7 +264,7 @@ func TestServeHTTPHandOverFails(t *testing.T) {
 	} {
 		func() {
 			defer func() { _ = recover() }()
-			srv.ServeHTTP(brokenHijack{httptest.NewRecorder(), hijack}, request())
+			srv.ServeHTTP(brokenHijack{httptest.NewRecorder(), hijack}, wsRequest(t))
 		}()
 	}
 	if _, err := peer.Read(make([]byte, 1)); err == nil {
@@ -273,6 +272,39 @@ func TestServeHTTPHandOverFails(t *testing.T) {
 	}
 	if st := srv.Stats(); st.Handshaking != 0 || st.HandshakeRejects["gone"] != 3 {
 		t.Errorf("%d handshaking, rejects %v", st.Handshaking, st.HandshakeRejects)
+	}
+}
+
+// A middleware's Hijack that returns less than it should is an error in the log,
+// and closes what it did return.
+func TestServeHTTPHijackReturnsHalf(t *testing.T) {
+	t.Parallel()
+	peer, conn := net.Pipe()
+	defer peer.Close()
+	buf := bufio.NewReadWriter(bufio.NewReader(conn), bufio.NewWriter(conn))
+	for name, c := range map[string]struct {
+		conn net.Conn
+		buf  *bufio.ReadWriter
+	}{"no bufio.Reader": {conn, nil}, "no bufio.Reader in it": {conn, &bufio.ReadWriter{}}, "no connection": {nil, buf}} {
+		var log strings.Builder
+		srv, err := server.New(server.Config{Dev: true, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hijack := func() (net.Conn, *bufio.ReadWriter, error) { return c.conn, c.buf, nil }
+		srv.ServeHTTP(brokenHijack{httptest.NewRecorder(), hijack}, wsRequest(t))
+		if st := srv.Stats(); st.Handshaking != 0 || st.HandshakeRejects["gone"] != 1 {
+			t.Errorf("%s: %d handshaking, rejects %v", name, st.Handshaking, st.HandshakeRejects)
+		}
+		if err := srv.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if want := strings.TrimSuffix(name, " in it"); !strings.Contains(log.String(), "its http.Hijacker returned "+want) {
+			t.Errorf("%s: logged %s", name, &log)
+		}
+	}
+	if _, err := peer.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection is still open")
 	}
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -216,20 +217,32 @@ func (g *Guest) Enter(begin Wait) {
 		h.Set("Sec-WebSocket-Protocol", g.Handshake.Subprotocol)
 	}
 	g.rw.WriteHeader(http.StatusSwitchingProtocols) // it leaves with Hijack
-	conn, buf, err := http.NewResponseController(g.rw).Hijack()
-	if err != nil {
-		e.log.Error("cannot take over a connection from net/http", "error", err)
-		return
-	}
-	early, _ := buf.Peek(buf.Reader.Buffered())
-	early = slices.Clone(early)
-	fd, err := e.kernel.TakeConn(conn, e.cfg.userTimeout())
+	fd, early, err := g.takeConn()
 	if err != nil {
 		e.log.Error("cannot take over a connection from net/http", "error", err)
 		return
 	}
 	g.gone, came = true, true
 	e.AskShard(shardOf(fd, len(e.shards)), &arrival{fd, early, begin})
+}
+
+// takeConn returns the descriptor of g's connection, and what came behind the
+// request.
+func (g *Guest) takeConn() (fd int, early []byte, err error) {
+	conn, buf, err := http.NewResponseController(g.rw).Hijack()
+	switch {
+	case err != nil:
+		return -1, nil, err
+	case conn == nil:
+		return -1, nil, errors.New("its http.Hijacker returned no connection")
+	case buf == nil || buf.Reader == nil:
+		conn.Close()
+		return -1, nil, errors.New("its http.Hijacker returned no bufio.Reader")
+	}
+	early, _ = buf.Peek(buf.Reader.Buffered())
+	early = slices.Clone(early)
+	fd, err = g.e.kernel.TakeConn(conn, g.e.cfg.userTimeout())
+	return fd, early, err
 }
 
 // arrival is a guest that comes in.
