@@ -8,6 +8,9 @@ func (a app) Closed(t *engine.Turn, c *engine.Conn, end engine.End) {
 	srv := a.srv
 	s := srv.session(t, c)
 	defer func() { *s = session{} }() // also if the log panics
+	if j, ok := t.Job(c).(*publishJob); ok {
+		j.gone.Store(true)
+	}
 	srv.leaveAll(t, c, s)
 	if srv.cfg.OnClose != nil {
 		t.CallLast(c, &closeJob{hook: srv.cfg.OnClose, conn: srv.handle(t, c, s), code: int(end.Code)})

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/tocsin-push/tocsin/server/internal/engine"
@@ -222,6 +223,7 @@ type publishJob struct {
 	commandJob
 	message Message
 	receipt Receipt
+	gone    atomic.Bool // the connection has ended
 }
 
 func (srv *Server) publish(t *engine.Turn, c *engine.Conn, cmd *wire.Command) {
@@ -234,9 +236,10 @@ func (srv *Server) publish(t *engine.Turn, c *engine.Conn, cmd *wire.Command) {
 	t.Call(c, j)
 }
 
-// Run implements engine.Job.
+// Run implements engine.Job. A connection that has ended, perhaps while Allow was
+// asked, does not publish any more.
 func (j *publishJob) Run() {
-	if !j.allow(ActionPublish) {
+	if !j.allow(ActionPublish) || j.gone.Load() {
 		return
 	}
 	var err error

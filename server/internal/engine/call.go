@@ -39,6 +39,15 @@ func (t *Turn) Call(c *Conn, job Job) {
 	t.submit(call)
 }
 
+// Job returns the job of c's call, which may be running, or nil if c has no call.
+// [App.Closed] may tell it that nobody waits for it any more.
+func (t *Turn) Job(c *Conn) Job {
+	if c.ext == nil || c.ext.call == nil {
+		return nil
+	}
+	return c.ext.call.job
+}
+
 // pause is the job of a connection that waits. It is not run.
 type pause struct{ Wait }
 
