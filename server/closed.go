@@ -3,7 +3,7 @@ package server
 import "github.com/tocsin-push/tocsin/server/internal/engine"
 
 // Closed implements engine.App: the connection leaves its topics and its user,
-// and OnClose is told.
+// and OnClose is told, unless OnOpen was not.
 func (a app) Closed(t *engine.Turn, c *engine.Conn, end engine.End) {
 	srv := a.srv
 	s := srv.session(t, c)
@@ -11,8 +11,9 @@ func (a app) Closed(t *engine.Turn, c *engine.Conn, end engine.End) {
 	if j, ok := t.Job(c).(*publishJob); ok {
 		j.gone.Store(true)
 	}
+	admitted := s.admitted()
 	srv.leaveAll(t, c, s)
-	if srv.cfg.OnClose != nil {
+	if admitted && srv.cfg.OnClose != nil {
 		t.CallLast(c, &closeJob{hook: srv.cfg.OnClose, conn: srv.handle(t, c, s), code: int(end.Code)})
 	}
 	srv.logClose(c, s, end)

@@ -45,8 +45,9 @@ type Config struct {
 	// each connection, and may block; payload may be kept.
 	OnMessage func(c Conn, op ws.OpCode, payload []byte) (handled bool)
 	// OnOpen and OnClose tell of a connection that was upgraded and of its
-	// end. They run in the hook pool: OnOpen before any OnMessage of that
-	// connection, OnClose after all of them.
+	// end, but for one that is closed at once because of MaxUserConns. They run
+	// in the hook pool: OnOpen before any OnMessage of that connection, OnClose
+	// after all of them.
 	OnOpen  func(c Conn)
 	OnClose func(c Conn, code int)
 	// Dev lets everybody in under the name they give as ?user=, and lets

@@ -173,6 +173,31 @@ func TestHooksRunInOrderAndAPanicEndsOne(t *testing.T) {
 	}
 }
 
+// Who is over the limit of a user's connections has neither OnOpen nor OnClose.
+func TestHooksOfWhoIsNotAdmitted(t *testing.T) {
+	t.Parallel()
+	log := hookLog{calls: map[string][]string{}}
+	srv, addr := serve(t, server.Config{
+		MaxUserConns: 1,
+		OnOpen:       func(c server.Conn) { log.note(c, "open") },
+		OnClose:      func(c server.Conn, code int) { log.note(c, fmt.Sprint("close ", code)) },
+	})
+	first, admitted := joined(t, addr, "/ws?user=ann")
+	second, refused := joined(t, addr, "/ws?user=ann")
+	second.WantClosed(wire.CloseConnectionLimit)
+	first.Send(wstest.Close(wire.CloseNormal, ""))
+	first.WantClosed(wire.CloseNormal)
+	if err := srv.Shutdown(t.Context()); err != nil { // all hooks have returned then
+		t.Fatal(err)
+	}
+	if got := log.of(admitted.Conn); !slices.Equal(got, []string{"open", "close 1000"}) {
+		t.Errorf("the first has %q", got)
+	}
+	if got := log.of(refused.Conn); len(got) != 0 {
+		t.Errorf("the second has %q", got)
+	}
+}
+
 // A panic in Auth is the server's fault, and says so.
 func TestAuthPanics(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,10 @@ import "github.com/tocsin-push/tocsin/server/internal/engine"
 
 func (s *session) indexName() string { return s.user }
 
+// admitted reports whether the connection, which is open, is within the limit of
+// its user's.
+func (s *session) admitted() bool { return s.user == "" || s.ref != 0 }
+
 // login lists the session of connection r under its user name. It refuses, and
 // returns false, one over the limit of a user's connections.
 func (h *hub) login(s *session, r engine.Ref) bool {
