@@ -131,5 +131,5 @@ func (h *hub) lingeringOf(name string) *lingering { return &h.lingering[h.topics
 // newTopic begins a topic that the bus has to be asked for.
 func (h *hub) newTopic(name string) *topic {
 	policy := policyOf(h.srv.cfg.overflow(name))
-	return &topic{flow: engine.Flow{Name: strings.Clone(name)}, epoch: unready, born: h.epochs.Add(1)<<2 | uint32(policy)}
+	return &topic{flow: engine.Flow{Name: strings.Clone(name)}, epoch: unready, born: h.nextEpoch()<<2 | uint32(policy)}
 }

@@ -189,6 +189,48 @@ func TestLingeringIsExact(t *testing.T) {
 	}
 }
 
+// No epoch comes twice, also behind the number of topics that there is room for.
+func TestEpochsNeverRepeat(t *testing.T) {
+	s := newSim(t, 1, Config{TopicLinger: -1})
+	seen := map[string]bool{}
+	begin := func() {
+		p := s.dial("/ws?topics=a")
+		s.publish("a", Message{Data: []byte("1")})
+		at := s.topic("a")
+		if at.Seq != 1 || seen[at.Epoch] {
+			t.Errorf("begun at %+v", at)
+		}
+		seen[at.Epoch] = true
+		if got := len(p.frames()); got != 1 {
+			t.Errorf("%d messages", got)
+		}
+		p.hangUp()
+		s.run()
+	}
+	for _, begun := range []uint64{0, 1<<30 - 2, 1<<32 - 2} {
+		s.srv.hub.epochs.Store(begun)
+		for range 5 {
+			begin()
+		}
+	}
+	s.check()
+}
+
+// A topic that there is no number for keeps its epoch while it lingers.
+func TestEpochIsKept(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	s.srv.hub.epochs.Store(1 << 30)
+	p := s.dial("/ws?topics=a")
+	s.publish("a", Message{Data: []byte("1")})
+	before := s.topic("a")
+	p.hangUp()
+	s.run()
+	if at, recovered, gap := s.dial("/ws").subscribe("a", before); at != before || !recovered || gap != nil {
+		t.Errorf("at %+v, was %+v; recovered %v, %+v", at, before, recovered, gap)
+	}
+	s.check()
+}
+
 // TopicLinger can be switched off: a topic ends with its last subscriber.
 func TestNoLinger(t *testing.T) {
 	s := newSim(t, 1, Config{TopicLinger: -1})

@@ -199,6 +199,10 @@ func (h *hub) ready(name string, seq uint64, epoch *string) {
 	switch t := h.findLocked(st, name); {
 	case t == nil: // it was unsubscribed meanwhile
 	case t.epoch == unready:
+		if epoch == nil && t.born>>2 == 0 { // born has no room for its number
+			own := h.epochName(h.epochs.Add(1))
+			epoch = &own
+		}
 		t.seq, t.epoch = seq, epoch
 		h.wakeLocked(&h.busSides[i], t)
 	case epoch != nil:

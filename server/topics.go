@@ -15,7 +15,7 @@ type hub struct {
 	users  *index[*session] // the first of a user's chain of sessions
 	topics *index[*topic]   // those with a subscriber
 	epoch  string           // of this process
-	epochs atomic.Uint32    // topics begun so far
+	epochs atomic.Uint64    // topics begun so far
 	bus    Bus
 	srv    *Server
 
@@ -46,8 +46,8 @@ func newHub(srv *Server) *hub {
 type topic struct {
 	flow  engine.Flow // static; its name
 	seq   uint64
-	epoch *string // that the bus gave; nil for this process's numbering; unready or refused before
-	born  uint32  // which topic of this process's epoch, and in the lowest two bits its policy
+	epoch *string // that the bus gave; nil if it is this process's and born says which; unready or refused before
+	born  uint32  // which of this process's epochs, see nextEpoch, and in the lowest two bits its policy
 	n     int32   // holds and subscribers, those included whose joining is in an inbox
 	subs  *subset // nil if there are no subscribers
 }
@@ -92,7 +92,19 @@ func (h *hub) position(t *topic) wire.Position {
 	if t.epoch != nil {
 		return wire.Position{Seq: t.seq, Epoch: *t.epoch}
 	}
-	return wire.Position{Seq: t.seq, Epoch: h.epoch + strconv.FormatUint(uint64(t.born>>2), 36)}
+	return wire.Position{Seq: t.seq, Epoch: h.epochName(uint64(t.born >> 2))}
+}
+
+func (h *hub) epochName(n uint64) string { return h.epoch + strconv.FormatUint(n, 36) }
+
+// nextEpoch returns the number of a new topic's epoch. It is 0 when the 30 bits of
+// topic.born are used up, after a billion topics. Then topic.epoch has the name,
+// which costs a few bytes more, so that none comes twice.
+func (h *hub) nextEpoch() uint32 {
+	if n := h.epochs.Add(1); n < 1<<30 {
+		return uint32(n)
+	}
+	return 0
 }
 
 // hold keeps topic name, which it begins if need be, for somebody who wants to
