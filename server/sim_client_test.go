@@ -133,6 +133,7 @@ func (c *simClient) read() {
 	}
 	c.before = c.spoke
 	for _, f := range c.Frames() {
+		c.w.frames++
 		if c.w.Show {
 			fmt.Printf("    client %d gets %v\n", c.id, f)
 		}
@@ -672,7 +673,7 @@ func (s *clientele) half() bool {
 		return false
 	}
 	c.nextID++
-	text := fmt.Sprintf(`{"id":%d,"ping":{},"pad":%q}`, c.nextID, pad(s.w.Rng.IntN(max(s.w.cfg.MaxMessage-60, 1))))
+	text := fmt.Sprintf(`{"id":%d,"ping":{},"pad":"%s"}`, c.nextID, pad(s.w.Rng.IntN(max(s.w.cfg.MaxMessage-60, 1))))
 	frames := wstest.Fragments(ws.OpText, []byte(text), max(len(text)/s.w.cfg.MaxFrames+1, 1+s.w.Rng.IntN(len(text))))
 	b := wstest.Encode(frames...)
 	if n := 1 + s.w.Rng.IntN(3*len(b)); n < len(b) { // the rest never comes
@@ -786,7 +787,7 @@ func (s *clientele) hangUpBehind() bool {
 	}
 	var b []byte
 	for n := s.w.Rng.IntN(3 * engine.ReadSize); len(b) < n; {
-		b = wstest.Text(fmt.Sprintf(`{"ping":{},"pad":%q}`, pad(min(4000, s.w.cfg.MaxMessage-40)))).Append(b)
+		b = wstest.Text(`{"ping":{},"pad":"` + pad(min(4000, s.w.cfg.MaxMessage-40)) + `"}`).Append(b)
 	}
 	c.asleep, c.slow = false, true
 	c.Drain(-1)

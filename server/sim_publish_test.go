@@ -41,7 +41,7 @@ type simTopic struct {
 func (l *simLedger) write(a address, from *simClient) *simMessage {
 	w := l.w
 	s := &simMessage{number: len(l.messages), a: a, from: from, began: w.Time}
-	s.m.Data = fmt.Appendf(nil, `{"n":%d,"x":%q}`, s.number, pad(w.Rng.IntN(400)))
+	s.m.Data = fmt.Appendf(nil, `{"n":%d,"x":"%s"}`, s.number, pad(w.Rng.IntN(400)))
 	l.messages = append(l.messages, s)
 	return s
 }

@@ -61,6 +61,7 @@ type world struct {
 	steps    int // to stop at; 0 is for the end
 	skip     map[int]bool
 	happened map[string]int
+	frames   int // that clients were sent
 
 	callers  []*caller // who have not returned, in the order in which they called
 	called   int
@@ -337,8 +338,9 @@ func (w *world) report() string {
 		w.seed, w.step, w.phase, w.failure, w.seed, w.Trace, w.events())
 }
 
-// events counts what has happened: system calls, and steps.
-func (w *world) events() int { return w.Seen.Calls + w.step }
+// events counts what has happened: steps, system calls, and frames that clients
+// were sent. What floods send is not counted: it would be most.
+func (w *world) events() int { return w.step + w.Seen.Calls + w.frames }
 
 // caller is a goroutine that calls the server, as a user's does.
 type caller struct {
@@ -397,4 +399,6 @@ func some[T any](w *world, list []T) (one T) {
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // pad is so many bytes of payload.
-func pad(n int) string { return strings.Repeat("x", n) }
+func pad(n int) string { return padding[:n] }
+
+var padding = strings.Repeat("x", 1<<17)
