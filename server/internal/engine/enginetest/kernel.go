@@ -400,3 +400,7 @@ func (k *Kernel) accept(listener int) (int, netpoll.Errno) {
 	k.fds[fd] = descriptor{peer: p}
 	return fd, 0
 }
+
+// Again makes p, whose connection has ended, one that the server has not
+// accepted yet, under the same descriptor.
+func (p *Peer) Again() { *p = Peer{k: p.k, FD: p.FD, Room: -1} }
