@@ -120,7 +120,7 @@ func (srv *Server) asks(q *upgradeQuery) bool {
 }
 
 // Request implements engine.App.
-func (a app) Request(t *engine.Turn, c *engine.Conn, r *engine.Request) {
+func (a app) Request(t *engine.Turn, c *engine.Conn, r engine.Request) {
 	srv := a.srv
 	q, bad := srv.readQuery(srv.data(t), r.Query)
 	switch {

@@ -9,7 +9,7 @@ type App interface {
 	// Request decides on a whole and valid upgrade request: before it returns
 	// it calls [Turn.Upgrade], [Turn.Refuse], or [Turn.Call] with a job whose
 	// Done does so.
-	Request(t *Turn, c *Conn, r *Request)
+	Request(t *Turn, c *Conn, r Request)
 	// Message takes one text or binary message of an open connection.
 	Message(t *Turn, c *Conn, op ws.OpCode, payload []byte)
 	// Closed is called once for every connection that was upgraded, when it

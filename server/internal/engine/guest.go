@@ -33,7 +33,7 @@ func (e *Engine) Admit(rw http.ResponseWriter, r *http.Request) *Guest {
 	g := &Guest{e: e, rw: rw, r: r, late: e.kernel.Now() + e.cfg.AuthTimeout}
 	over := e.conns.Add(1) > int64(e.capacity) // from here on Shutdown waits for it
 	e.counts.handshaking.Add(1)
-	var request Request
+	var request parsedHead
 	var scan headScan
 	head := RebuildHead(r, e.cfg.Path)
 	_, bad := scan.find(head)

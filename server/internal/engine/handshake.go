@@ -65,7 +65,7 @@ func (t *Turn) answer(c *Conn, head, early []byte) {
 		return
 	}
 	t.become(c, stateAuth)
-	t.app.Request(t, c, &r)
+	t.app.Request(t, c, r.Request)
 	t.start(c, early)
 }
 

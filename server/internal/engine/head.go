@@ -64,12 +64,18 @@ func authLate() *refusal {
 
 func authFailed() *refusal { return &refusal{500, RejectAuth, "authentication failed"} }
 
-// Request is a checked upgrade request. It and what it points to live until
-// [App.Request] returns.
+// Request is a checked upgrade request. Its slices live until [App.Request]
+// returns.
 type Request struct {
 	Head      []byte // all of it, with the blank line
 	Query     []byte
 	Handshake Handshake
+}
+
+// parsedHead is a Request and what it is checked by. That is large, and does not
+// leave the stack.
+type parsedHead struct {
+	Request
 
 	path      []byte   // as it came, with its escapes
 	authority []byte   // of a target in absolute-form; nil in origin-form
@@ -111,7 +117,7 @@ func (l *fieldList) add(line []byte, valid, wanted func(element []byte) bool) bo
 
 // choose takes the first subprotocol that the client offers and that is spoken
 // here. It reports whether it is spoken.
-func (r *Request) choose(offered []byte) bool {
+func (r *parsedHead) choose(offered []byte) bool {
 	i := slices.Index(r.spoken, peek(offered))
 	if i >= 0 && r.Handshake.Subprotocol == "" {
 		r.Handshake.Subprotocol = r.spoken[i]
@@ -123,7 +129,7 @@ func (r *Request) choose(offered []byte) bool {
 // to 5, and what RFC 6455 section 4.2.1 wants of it, strictly: what a proxy in
 // front might understand differently is refused. path is where upgrades are
 // accepted, and subprotocols those that are spoken.
-func parseHead(head []byte, path string, subprotocols []string) (r Request, bad *refusal) {
+func parseHead(head []byte, path string, subprotocols []string) (r parsedHead, bad *refusal) {
 	r.Head, r.spoken = head, subprotocols
 	line, rest := cutLine(head)
 	if bad := r.parseRequestLine(line, path); bad != nil {
@@ -151,7 +157,7 @@ var (
 
 // parseRequestLine takes the first line. Every HTTP/1.x is read as HTTP/1.1,
 // RFC 9110 section 2.5, but for 1.0, which cannot upgrade; see check.
-func (r *Request) parseRequestLine(line []byte, path string) *refusal {
+func (r *parsedHead) parseRequestLine(line []byte, path string) *refusal {
 	method, rest, ok1 := bytes.Cut(line, space)
 	target, version, ok2 := bytes.Cut(rest, space)
 	switch {
@@ -183,7 +189,7 @@ func (r *Request) parseRequestLine(line []byte, path string) *refusal {
 // parseTarget takes a target in origin-form or in absolute-form, RFC 9112
 // section 3.2. An absolute one is an http or https URI, RFC 6455 section
 // 4.2.1; https too, because the proxy in front ends TLS.
-func (r *Request) parseTarget(target []byte) *refusal {
+func (r *parsedHead) parseTarget(target []byte) *refusal {
 	origin, rest := cutOrigin(target)
 	r.path, r.Query, _ = bytes.Cut(rest, []byte("?"))
 	if origin == nil {
@@ -255,7 +261,7 @@ func samePath(escaped []byte, path string) (same, ok bool) {
 
 // parseField takes one field line. Lists may come on several, the other fields
 // that decide the upgrade once.
-func (r *Request) parseField(line []byte) *refusal {
+func (r *parsedHead) parseField(line []byte) *refusal {
 	name, value, ok := bytes.Cut(line, []byte(":"))
 	if !ok || !isToken(name) {
 		return badRequest("malformed header field")
@@ -298,7 +304,7 @@ func (r *Request) parseField(line []byte) *refusal {
 }
 
 // check looks at the fields together, once all of them have come.
-func (r *Request) check() *refusal {
+func (r *parsedHead) check() *refusal {
 	switch {
 	case r.old: // its Upgrade is ignored, RFC 9110 section 7.8
 		return &refusal{426, RejectUpgrade, "this request came as HTTP/1.0, and a WebSocket needs HTTP/1.1: if a proxy sent it, let the proxy speak HTTP/1.1"}

@@ -175,9 +175,9 @@ func parseWhole(t testing.TB, head []byte) Request {
 	var scan headScan
 	end, bad := scan.find(head)
 	if bad == nil {
-		var r Request
+		var r parsedHead
 		if r, bad = parseHead(head[:end], "/ws", spoken); bad == nil {
-			return r
+			return r.Request
 		}
 	}
 	t.Fatalf("refused: %s: %q", bad.text, head)
