@@ -184,7 +184,7 @@ func (j *subscribeJob) join(t *engine.Turn, c *engine.Conn) {
 // behind has the connection told where the topic stands, at its place among the
 // topic's messages.
 func (j *subscribeJob) behind(c *engine.Conn, sub *subset, at wire.Position) {
-	e := &entering{srv: j.conn.srv, sub: sub, reply: j.reply}
+	e := &entering{joining: joining{j.conn.srv, sub}, reply: j.reply}
 	e.reply.At = at
 	if j.hasAfter {
 		e.resume(j.after, j.epoch)

@@ -68,12 +68,28 @@ func (srv *Server) unsubscribe(t *engine.Turn, c *engine.Conn, s *session, sub *
 	srv.hub.leave(sub)
 }
 
-// entering is a subscription that takes effect in its turn.
+// joining is a subscription that takes effect in its turn. The client has been
+// told of it.
+type joining struct {
+	srv *Server
+	sub *subset
+}
+
+// Do implements engine.Task.
+func (j *joining) Do(t *engine.Turn, c *engine.Conn) {
+	if !c.Open() {
+		return
+	}
+	if j.srv.session(t, c).find(j.sub.topic.flow.Name) == j.sub { // else it has unsubscribed already
+		j.sub.group.Add(t, c)
+	}
+}
+
+// entering is a joining of which the client is told then.
 type entering struct {
-	srv   *Server
-	sub   *subset
-	reply wire.Reply // None for one of the handshake: the welcome has told
-	gap   wire.Gap   // if the client is told NotRecovered
+	joining
+	reply wire.Reply
+	gap   wire.Gap // if the client is told NotRecovered
 }
 
 // resume decides what to tell a client that was at after. Live topics keep
@@ -96,12 +112,7 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 	if !c.Open() {
 		return
 	}
-	if e.srv.session(t, c).find(e.sub.topic.flow.Name) == e.sub { // else it has unsubscribed already
-		e.sub.group.Add(t, c)
-	}
-	if e.reply.Verb == wire.None {
-		return
-	}
+	e.joining.Do(t, c)
 	codec := codecs[c.Codec()]
 	var missed []byte
 	if e.reply.Recovered == wire.NotRecovered {
@@ -115,7 +126,7 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 func (srv *Server) enterEarly(t *engine.Turn, c *engine.Conn, s *session, topic *topic) (at wire.Position) {
 	s.add(srv.hub.enter(topic, t.Shard(), func(sub *subset, p wire.Position) {
 		at = p
-		srv.engine.Behind(&sub.group, c.Ref(), &entering{srv: srv, sub: sub})
+		srv.engine.Behind(&sub.group, c.Ref(), &joining{srv, sub})
 	}))
 	return at
 }

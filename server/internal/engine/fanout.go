@@ -78,7 +78,8 @@ func (t *Turn) addToWalk(owner **walk, set *members, e walkEntry) {
 // doBehind does a task, or has it wait for the parcels that came before it.
 func (t *Turn) doBehind(g *Group, b behind) {
 	if g.walk != nil {
-		g.walk.queue = append(g.walk.queue, walkEntry{behind: &b})
+		waits := b // on the heap only if it does
+		g.walk.queue = append(g.walk.queue, walkEntry{behind: &waits})
 		return
 	}
 	t.doTask(b)
