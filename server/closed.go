@@ -26,6 +26,21 @@ func (srv *Server) leaveAll(t *engine.Turn, c *engine.Conn, s *session) {
 	}
 	for sub := range s.each {
 		sub.group.Remove(t, c)
-		defer srv.hub.leave(sub) // each, whatever becomes of one
+	}
+	if s.more != nil {
+		defer srv.hub.leaveEach(s.more.subs)
+	}
+	srv.hub.leaveEach(s.subs[:])
+}
+
+// leaveEach is leave of each of subs that is not nil, whatever becomes of one. It
+// calls itself, as a defer in a loop allocates.
+func (h *hub) leaveEach(subs []*subset) {
+	if len(subs) == 0 {
+		return
+	}
+	defer h.leaveEach(subs[1:])
+	if subs[0] != nil {
+		h.leave(subs[0])
 	}
 }
