@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"unicode/utf8"
 )
 
@@ -254,18 +255,19 @@ func JSONString(val []byte) (s []byte, ok bool) {
 }
 
 // JSONUint returns what a JSON number stands for; ok is false if val is not a
-// whole one of at most 19 digits, without sign and exponent.
+// whole one below 2^64, without sign and exponent.
 func JSONUint(val []byte) (n uint64, ok bool) {
-	if len(val) == 0 || len(val) > 19 {
-		return 0, false
-	}
 	for _, c := range val {
 		if c < '0' || c > '9' {
 			return 0, false
 		}
-		n = n*10 + uint64(c-'0')
+		d := uint64(c - '0')
+		if n > (math.MaxUint64-d)/10 {
+			return 0, false
+		}
+		n = n*10 + d
 	}
-	return n, true
+	return n, len(val) > 0
 }
 
 const hexDigits = "0123456789abcdef"

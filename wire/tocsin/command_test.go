@@ -31,6 +31,10 @@ func TestParse(t *testing.T) {
 			`{"subscribe":{"topic":"n","after":9999999999999999999}}`,
 			wire.Command{Verb: wire.Subscribe, Topic: []byte("n"), After: 9999999999999999999, HasAfter: true},
 		},
+		{
+			`{"subscribe":{"topic":"n","after":18446744073709551615}}`,
+			wire.Command{Verb: wire.Subscribe, Topic: []byte("n"), After: 18446744073709551615, HasAfter: true},
+		},
 		{`{"unsubscribe":{"topic":"news"},"id":"a-1"}`, wire.Command{Verb: wire.Unsubscribe, ID: []byte(`"a-1"`), Topic: []byte("news")}},
 		{
 			"{\"id\":-2.5e1,\"publish\":{\"topic\":\"news\",\"data\": {\"a\" : [1]} ,\"id\":\"m\"}}\n",
@@ -228,7 +232,7 @@ func modelField(c *wire.Command, m member) bool {
 	case "after":
 		c.After, err = strconv.ParseUint(string(m.val), 10, 64)
 		c.HasAfter = true
-		return err == nil && len(m.val) <= 19
+		return err == nil
 	case "data":
 		c.Data = m.val
 	}
