@@ -27,7 +27,8 @@ type Bus interface {
 	// node wants to join. It does not block. The answer is a call of
 	// [Sink.Ready], by any goroutine, before Subscribe returns or later; without
 	// one within Config.AuthTimeout the subscribers are refused and Unsubscribe
-	// is called. From Ready on the topic's messages are delivered, until
+	// is called; if it was asked for a topic that it had lost, and that has
+	// subscribers, it is asked again. From Ready on the topic's messages are delivered, until
 	// Unsubscribe: a bus that loses its connection gets it back, subscribes
 	// again, and calls [Sink.Gap].
 	Subscribe(topic string)

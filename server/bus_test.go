@@ -786,6 +786,29 @@ func TestBusLosesATopic(t *testing.T) {
 	c.WantNothing()
 }
 
+// A bus that never answers for a topic that it had lost is asked again: else its
+// subscribers would get nothing any more, and not know it.
+func TestBusLosesATopicAndIsSilent(t *testing.T) {
+	t.Parallel()
+	bus := newHandBus()
+	_, addr := serve(t, server.Config{Bus: bus, AuthTimeout: time.Second})
+	c, _ := joined(t, addr, "/ws")
+	c.Send(wstest.Text(`{"id":1,"subscribe":{"topic":"a"}}`))
+	bus.want(t, "+a")
+	bus.sink.Ready("a", server.Position{Seq: 7, Epoch: "hand"}, nil)
+	if e := c.Event(); e.OK == nil || e.OK.Seq != 7 {
+		t.Fatalf("%+v", e)
+	}
+	bus.sink.Ready("a", server.Position{}, errors.New("no route"))
+	for range 2 { // the second time for want of an answer
+		bus.want(t, "-a")
+		bus.want(t, "+a")
+	}
+	bus.sink.Ready("a", server.Position{Seq: 9, Epoch: "hand"}, nil)
+	wantGap(t, c, wire.Gap{Topic: "a", Epoch: "hand", From: 8, To: 9, Reason: "bus"})
+	c.WantNothing()
+}
+
 // Numbers near the end of what there is are numbers as others.
 func TestBusCountsToTheEnd(t *testing.T) {
 	t.Parallel()

@@ -29,11 +29,11 @@ func (t *topic) ready() bool { return t.epoch != unready && t.epoch != refused }
 // busSide is what the bus and one stripe of topics have to do with each other.
 // It is guarded by that stripe.
 type busSide struct {
-	waiting map[*topic]*waiting // that are not ready, and for which a connection waits
-	lost    map[string]bool     // topics with subscribers that the bus has no more
-	calls   []busCall           // of the bus, in this order
-	made    int                 // so many of them
-	calling bool                // somebody makes them
+	waiting map[*topic]*waiting      // that are not ready, and for which a connection waits
+	lost    map[string]time.Duration // when to ask again for topics with subscribers that the bus has no more
+	calls   []busCall                // of the bus, in this order
+	made    int                      // so many of them
+	calling bool                     // somebody makes them
 }
 
 // waiting is who waits for a topic.
@@ -196,6 +196,7 @@ func (h *hub) ready(name string, seq uint64, epoch *string) {
 	st := &h.topics.stripes[i]
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	h.busSides[i].found(name)
 	switch t := h.findLocked(st, name); {
 	case t == nil: // it was unsubscribed meanwhile
 	case t.epoch == unready:
@@ -227,9 +228,9 @@ func (h *hub) refuse(name string) {
 		h.refuseLocked(st, b, *at)
 	default:
 		if b.lost == nil {
-			b.lost = map[string]bool{}
+			b.lost = map[string]time.Duration{}
 		}
-		b.lost[name] = true
+		b.lost[name] = 0
 	}
 }
 
@@ -339,13 +340,28 @@ func (h *hub) tickStripe(i int, now time.Duration) (silent int) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(b.lost)) {
-		if t := h.findLocked(st, name); t != nil && t.ready() {
-			b.later(busCall{name, false})
-			b.later(busCall{name, true})
+		t, again := h.findLocked(st, name), b.lost[name]
+		switch {
+		case t == nil || !t.ready():
+			b.found(name)
+			continue
+		case now < again:
+			continue
+		case again > 0:
+			silent++
 		}
+		b.later(busCall{name, false})
+		b.later(busCall{name, true})
+		b.lost[name] = now + h.srv.cfg.AuthTimeout
 	}
-	b.lost = nil
 	return silent
+}
+
+// found no longer has the bus asked again for a topic.
+func (b *busSide) found(name string) {
+	if delete(b.lost, name); len(b.lost) == 0 {
+		b.lost = nil
+	}
 }
 
 func byName(a, b *topic) int { return strings.Compare(a.flow.Name, b.flow.Name) }
