@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -257,7 +258,7 @@ func (c *simClient) event(e *wire.Event) {
 		if p := c.at[e.OK.Topic]; p != nil {
 			c.w.fail("client %d was told that it is subscribed to %s, where it is at %+v", c.id, e.OK.Topic, *p)
 		}
-		c.at[e.OK.Topic] = &simPlace{epoch: e.OK.Epoch, seq: e.OK.Seq}
+		c.at[e.OK.Topic] = c.joins(e.OK.Topic, e.OK.Epoch, e.OK.Seq)
 	case e.Message != nil:
 		c.payload(*e.Message)
 	case e.Gap != nil:
@@ -280,7 +281,7 @@ func (c *simClient) welcomed(e *wire.Welcome) {
 	}
 	c.welcome = e
 	for topic, at := range e.Topics {
-		c.at[topic] = &simPlace{epoch: at.Epoch, seq: at.Seq}
+		c.at[topic] = c.joins(topic, at.Epoch, at.Seq)
 	}
 }
 
@@ -334,7 +335,7 @@ func (c *simClient) refused(a *simAsk, e *wire.Error) {
 
 // subscribed takes the answer to a subscribe: it tells where the topic stands.
 func (c *simClient) subscribed(a *simAsk, ok *wire.OK) {
-	now := &simPlace{epoch: ok.Epoch, seq: ok.Seq}
+	now := c.joins(a.topic, ok.Epoch, ok.Seq)
 	before := c.at[a.topic]
 	switch {
 	case before != nil && before.gap == nil && (before.epoch != ok.Epoch || before.seq != ok.Seq):
@@ -354,6 +355,15 @@ func (c *simClient) subscribed(a *simAsk, ok *wire.OK) {
 	c.at[a.topic] = now
 }
 
+// joins takes the place at which it joins a topic.
+func (c *simClient) joins(topic, epoch string, seq uint64) *simPlace {
+	p := &simPlace{epoch: epoch, seq: seq}
+	if c.w.bus != nil && !c.w.ledger.story(topic).stood(*p) {
+		c.w.fail("client %d joins %s at %+v, where it has never stood", c.id, topic, *p)
+	}
+	return p
+}
+
 // off takes the end of a subscription.
 func (c *simClient) off(topic string) {
 	if p := c.at[topic]; p != nil {
@@ -365,7 +375,7 @@ func (c *simClient) off(topic string) {
 // payload takes a message.
 func (c *simClient) payload(m wire.Message) {
 	number := c.w.ledger.received(c, &m)
-	if c.got[number] {
+	if c.got[number] && !c.w.ledger.messages[number].unsure {
 		c.w.fail("client %d was sent message %d of %q again", c.id, number, m.Topic)
 	}
 	c.got[number] = true
@@ -380,7 +390,11 @@ func (c *simClient) payload(m wire.Message) {
 		c.w.fail("client %d was sent message %d of %s, where it is at %+v", c.id, m.Seq, m.Topic, p)
 	}
 	p.seq = m.Seq
-	c.w.ledger.stands(m.Topic, Position{Seq: m.Seq, Epoch: p.epoch}, number)
+	if b := c.w.bus; b == nil {
+		c.w.ledger.stands(m.Topic, Position{Seq: m.Seq, Epoch: p.epoch}, number)
+	} else if n, ok := b.l.story(m.Topic).epochs[p.epoch].given[m.Seq]; !ok || n != number {
+		c.w.fail("client %d was sent message %d as %d of %s, where the bus has %d (%v)", c.id, number, m.Seq, m.Topic, n, ok)
+	}
 }
 
 // gap takes the notice that some messages will not come.
@@ -397,8 +411,10 @@ func (c *simClient) gap(g *wire.Gap) {
 			c.w.fail("client %d was sent %+v, want %+v", c.id, *g, want)
 		}
 		p.gap = nil
+	case c.w.bus != nil && !c.w.ledger.story(g.Topic).gap(p, g):
+		c.w.fail("client %d was sent %+v, it is at %+v: the bus has told something else", c.id, *g, *p)
 	case g.Epoch != p.epoch:
-		if c.w.cfg.Bus == nil || g.From != 1 {
+		if c.w.bus == nil {
 			c.w.fail("client %d was sent %+v, it is at %+v", c.id, *g, *p)
 		}
 		p.epoch = g.Epoch
@@ -622,7 +638,7 @@ func (s *clientele) resume() bool {
 	after := c.was[topic]
 	switch s.w.Rng.IntN(12) {
 	case 0:
-		after.seq = 1e19 - 1 // the largest that may be said
+		after.seq = math.MaxUint64
 	case 1:
 		after.seq = 1 << 63
 	case 2:

@@ -21,6 +21,7 @@ import (
 type feature struct {
 	events []happening
 	often  func() // judges while things happen
+	relax  func() // does what it was asked to, at once
 	calm   func() // judges when nothing is left to do and everybody has read
 	end    func() // judges when everybody has gone
 }
@@ -40,6 +41,7 @@ var features = []func(*world) feature{
 	simClients,
 	simPublish,
 	simShutdown,
+	simBuses,
 }
 
 // world is one run of the simulation.
@@ -53,6 +55,7 @@ type world struct {
 	listener *enginetest.Listener
 	clients  []*simClient // all that were
 	ledger   simLedger
+	bus      *simBus // nil for the local one
 	features []feature
 	wish     int // of all happenings' weights
 	work     int // of a hundred steps so many are the server's
@@ -81,7 +84,11 @@ func newWorld(seed uint64) *world {
 	w := &world{seed: seed, happened: map[string]int{}, phase: "in its life"}
 	w.Kernel = enginetest.New(w, seed)
 	w.Virtual = true
-	w.Go = func(f func()) { go f(); synctest.Wait() }
+	w.Go = func(f func()) {
+		time.Sleep(time.Nanosecond) // no two contexts end at the same moment
+		go f()
+		synctest.Wait()
+	}
 	w.ledger = simLedger{w: w, topics: map[string]*simTopic{}}
 	w.cfg = Config{
 		Logger: silent, kernel: w.Kernel, onFatal: func(err error) { w.fatal = append(w.fatal, err) },
@@ -202,15 +209,29 @@ func (w *world) look(judge bool) {
 func (w *world) settle(phase string) {
 	w.phase = phase
 	w.Chance, w.Look, w.MaxFDs, w.CallRoom = enginetest.Chance{}, 0, 0, -1
-	for range 12 {
-		for _, c := range w.clients {
-			c.relax()
-		}
+	rounds := 12
+	if w.bus != nil { // so long is waited for what it has lost
+		rounds += int(expectTimeout / (500 * time.Millisecond))
+	}
+	for range rounds {
+		w.relax()
 		w.rest()
 		w.pass(500 * time.Millisecond)
 	}
 	w.rest()
 	w.look(true)
+}
+
+// relax has everybody do what is asked of him.
+func (w *world) relax() {
+	for _, c := range w.clients {
+		c.relax()
+	}
+	for _, f := range w.features {
+		if f.relax != nil {
+			f.relax()
+		}
+	}
 }
 
 // rest runs what can run at this time.
@@ -244,7 +265,7 @@ func (w *world) jump(d time.Duration) {
 		return
 	}
 	w.Time += d
-	if len(w.callers) > 1 { // their contexts have the bubble's clock
+	if len(w.callers) > 1 || w.bus != nil { // contexts have the bubble's clock
 		time.Sleep(d)
 	}
 }
@@ -267,9 +288,7 @@ func (w *world) leave() {
 	w.phase = "in its shutdown"
 	w.shutdown()
 	for range 400 {
-		for _, c := range w.clients {
-			c.relax()
-		}
+		w.relax()
 		if w.rest(); len(w.callers) == 0 {
 			break
 		}
