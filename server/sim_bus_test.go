@@ -650,6 +650,9 @@ func (b *simBus) relax() {
 
 // calm wants the server to be on the topics that it has asked for.
 func (b *simBus) calm() {
+	if b.w.stopping {
+		return // it is closed, or will be
+	}
 	for _, name := range sorted(b.topics) {
 		t, at := b.topics[name], b.l.story(name).now
 		here, n, there := b.w.srv.Topic(name)

@@ -370,7 +370,7 @@ func (s *publishers) often() {
 // way.
 func (s *publishers) calm() {
 	w := s.w
-	if n := w.srv.publishBytes.Load(); n != 0 {
+	if n := w.srv.publishBytes.Load(); n != 0 && !w.stopping { // what no shard has a turn for stays
 		w.fail("%d bytes are still on their way", n)
 	}
 	for _, c := range w.callers {
