@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 
 FUZZTIME ?= 10s
 BENCHTIME ?= 1s
+SEEDS ?= 10000
+FROM ?= 0
 GOLANGCI_VERSION := 2.12.1
 GOLANGCI := bin/golangci-lint
 RESULTS := bin/ci.log
@@ -120,6 +122,14 @@ faults: ## run the tests that cite a row of docs/faults.md, at full size
 		{ cites = 0 }' {} +)
 	[ -n "$$tests" ] || { echo "no test cites docs/faults.md"; exit 1; }
 	TOCSIN_FULL=1 go test -p 1 -count=1 -timeout 60m -run "^($${tests//$$'\n'/|})\$$" ./...
+
+.PHONY: sim
+sim: ## simulate the server: SEEDS (10000) seeds from FROM (0) on, on all cores
+	@go run ./internal/mutants -none -n 0 -seeds $(SEEDS) -from $(FROM)
+
+.PHONY: sim-mutants
+sim-mutants: ## plant bugs, each of which the simulation must find, and write docs/mutants.md; MUTANTS="-run pong" for some
+	@go run ./internal/mutants $(MUTANTS)
 
 .PHONY: ci
 ci: ## everything that must be green, with go test's result lines last

@@ -28,7 +28,7 @@ var floors = map[string]int{
 	"wire/tocsin": 1, "server/internal/engine": 1,
 	"server": 2, "internal/wstest": 2,
 	"httpapi": 3, "cluster": 3, "client": 3, "server/internal/engine/enginetest": 3,
-	"cmd/tocsin": 4, "loadtest": 4, "e2e": 4, "internal/house": 4,
+	"cmd/tocsin": 4, "loadtest": 4, "e2e": 4, "internal/house": 4, "internal/mutants": 4,
 	// The rooms of loadtest, so that none of them needs another that needs it.
 	"loadtest/internal/machine": 0, "loadtest/internal/usage": 0,
 	"loadtest/internal/generator": 1, "loadtest/internal/report": 1,
@@ -49,7 +49,8 @@ const forTests = "server/internal/engine/enginetest"
 
 // onlyThese are the packages outside the standard library that may be imported.
 var onlyThese = map[string][]string{
-	"internal/floor": {"golang.org/x/sys/unix"},
+	"internal/floor":   {"golang.org/x/sys/unix"},
+	"internal/mutants": nil,
 }
 
 // pkg is a package as go list tells it.
