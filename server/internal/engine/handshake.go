@@ -74,11 +74,13 @@ func (t *Turn) answer(c *Conn, head, early []byte) {
 func (t *Turn) start(c *Conn, early []byte) {
 	t.flushReplies(c)
 	switch {
-	case len(early) == 0 || c.state != stateAuth && c.state != stateOpen:
+	case len(early) == 0 || c.flags&flagDeaf != 0:
 	case c.flags&flagCall != 0:
 		c.ext.rest = bytes.Clone(early)
 	case c.state == stateOpen:
 		t.read(c, early)
+	case c.state == stateClosing: // opened and closed at once; its answer may stand behind half a frame
+		t.readClosing(c, early)
 	}
 }
 
