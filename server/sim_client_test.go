@@ -34,14 +34,16 @@ type simClient struct {
 	welcome *wire.Welcome
 
 	nextID uint64
-	asked  map[uint64]*simAsk   // commands without an answer
-	late   string               // the topic of an answer that came too late to matter
-	last   map[string]uint64    // the last command that was answered, by topic
-	at     map[string]*simPlace // of the topics that it is on
-	was    map[string]simPlace  // of those that it left, and of earlier connections of the same kind
-	got    map[int]bool         // messages, by number
-	pings  []string             // whose pong has not come
-	passed []string             // those of them that a later pong stands for
+	asked  map[uint64]*simAsk       // commands without an answer
+	late   string                   // the topic of an answer that came too late to matter
+	last   map[string]uint64        // the last command that was answered, by topic
+	at     map[string]*simPlace     // of the topics that it is on
+	was    map[string]simPlace      // of those that it left, and of earlier connections of the same kind
+	left   map[string]time.Duration // when it began to unsubscribe, if nothing else ended that
+	got    map[int]bool             // messages, by number
+	order  map[simBatch]int         // of the last one of each batch
+	pings  []string                 // whose pong has not come
+	passed []string                 // those of them that a later pong stands for
 
 	bad     wire.CloseCode   // what it did deserves this; 0 for nothing
 	may     []wire.CloseCode // these it may be closed with: somebody asked for it
@@ -51,6 +53,12 @@ type simClient struct {
 	mute    bool             // it has stopped in the middle of a frame
 	over    wire.CloseCode   // it was sent Close
 	goodbye bool             // it was told when to come back
+	agreed  bool             // it has answered the Close
+	opened  int              // the step in which it was answered 101
+	empty   time.Duration    // when it had last read all there was
+	said    int              // how often it has sent something
+	prior   int              // the same, before it began to read
+	pinged  int              // the same, before it was last pinged
 	spoke   time.Duration    // when it last sent something
 	before  time.Duration    // the same, when it began to read
 	silent  time.Duration    // for so long it was, at most, before it spoke again
@@ -63,6 +71,7 @@ type simAsk struct {
 	after       *simPlace // of a subscribe that resumes
 	wrong       bool      // it deserves an error
 	number      int       // of the message of a publish
+	began       time.Duration
 }
 
 // simPlace is where a client stands in a topic.
@@ -90,6 +99,7 @@ func (c *simClient) speak(frames ...wstest.Frame) {
 func (c *simClient) say(b []byte) {
 	c.silent = max(c.silent, c.w.Time-c.spoke)
 	c.spoke = c.w.Time
+	c.said++
 	c.Write(c.head)
 	c.head = nil
 	c.Write(b)
@@ -98,7 +108,7 @@ func (c *simClient) say(b []byte) {
 // command sends one, and expects an answer.
 func (c *simClient) command(a *simAsk, format string, args ...any) {
 	c.nextID++
-	c.asked[c.nextID] = a
+	c.asked[c.nextID], a.began = a, c.w.Time
 	c.speak(wstest.Text(fmt.Sprintf(`{"id":%d,%s}`, c.nextID, fmt.Sprintf(format, args...))))
 }
 
@@ -126,13 +136,17 @@ func (c *simClient) leave() {
 
 // read takes what has come.
 func (c *simClient) read() {
-	if len(c.Out) == 0 || c.asleep {
+	if c.asleep {
+		return
+	}
+	if len(c.Out) == 0 {
+		c.empty = c.w.Time
 		return
 	}
 	if !c.upgrade && !c.answered() {
 		return
 	}
-	c.before = c.spoke
+	c.before, c.prior = c.spoke, c.said
 	for _, f := range c.Frames() {
 		c.w.frames++
 		if c.w.Show {
@@ -140,6 +154,9 @@ func (c *simClient) read() {
 		}
 		c.w.Note(uint64(c.id)<<8|uint64(f.Op), f.Payload)
 		c.frame(f)
+	}
+	if len(c.Out) == 0 {
+		c.empty = c.w.Time
 	}
 }
 
@@ -160,7 +177,7 @@ func (c *simClient) answered() bool {
 		if c.wants != 0 {
 			c.w.fail("client %d was answered 101 to a head that deserves %d", c.id, c.wants)
 		}
-		c.upgrade, c.Out = true, rest
+		c.upgrade, c.Out, c.opened = true, rest, c.w.step
 		return true
 	}
 	c.status, c.Out = status, rest
@@ -169,6 +186,11 @@ func (c *simClient) answered() bool {
 	case status == 408 && c.w.Time-c.came >= c.w.cfg.HandshakeTimeout-engine.StampUnit && len(c.head)+len(c.In) > 0: // a part of it has not arrived
 	default:
 		c.w.fail("client %d was answered %d, its head deserves %d", c.id, status, c.wants)
+	}
+	_, length, _ := bytes.Cut(head, []byte("Content-Length: "))
+	length, _, _ = bytes.Cut(length, []byte("\r\n"))
+	if n, err := strconv.Atoi(string(length)); err == nil && len(rest) == n && !c.Ends && !c.Gone && !c.Broken {
+		c.w.fail("client %d was answered %d, and there is no end of file behind it", c.id, status)
 	}
 	return false
 }
@@ -180,6 +202,7 @@ func (c *simClient) frame(f wstest.Frame) {
 	}
 	switch f.Op {
 	case ws.OpPing:
+		c.pinged = c.said
 		if c.talks() && c.bad == 0 {
 			c.speak(wstest.Pong(string(f.Payload)))
 		}
@@ -224,8 +247,14 @@ func (c *simClient) ended(f wstest.Frame) {
 	if !c.mayEnd() {
 		c.w.fail("client %d was closed with %v: it did nothing that deserves it (it deserves %d, may get %v, is silent for %v, %d bytes unread)", c.id, f, c.bad, c.may, c.w.Time-c.before, len(c.In))
 	}
+	if c.over == wire.CloseNoPong && c.talks() && !c.slow && !c.w.narrow && c.pinged < c.prior {
+		c.w.fail("client %d was closed with %v, and was not pinged since it last said something", c.id, f)
+	}
+	if c.over == wire.CloseShutdown && !c.raw && !c.goodbye {
+		c.w.fail("client %d was closed with %v, and not told when to come back", c.id, f)
+	}
 	if c.talks() {
-		c.closed = true
+		c.closed, c.agreed = true, true
 		c.speak(f)
 	}
 }
@@ -243,6 +272,8 @@ func (c *simClient) mayEnd() bool {
 		return silent >= cfg.PingInterval+cfg.PongTimeout-2*engine.StampUnit
 	case wire.CloseShutdown:
 		return c.w.stopping && (c.goodbye || c.raw)
+	case wire.CloseConnectionLimit:
+		return cfg.MaxUserConns > 0 // else it is 1,000
 	}
 	return c.closed || slices.Contains(c.may, c.over)
 }
@@ -266,7 +297,7 @@ func (c *simClient) event(e *wire.Event) {
 	case e.Cancel != nil:
 		c.off(e.Cancel.Topic)
 	case e.Goodbye != nil:
-		if !c.w.stopping || c.goodbye || e.Goodbye.Code != wire.CloseShutdown || time.Duration(e.Goodbye.RetryAfterMS)*time.Millisecond > c.w.cfg.Drain+time.Second {
+		if after := time.Duration(e.Goodbye.RetryAfterMS) * time.Millisecond; !c.w.stopping || c.goodbye || e.Goodbye.Code != wire.CloseShutdown || after < 500*time.Millisecond || after > 500*time.Millisecond+c.w.srv.cfg.ReturnWindow {
 			c.w.fail("client %d was sent %+v", c.id, *e.Goodbye)
 		}
 		c.goodbye = true
@@ -307,8 +338,9 @@ func (c *simClient) reply(e *wire.Event) {
 			c.late = a.topic // it has unsubscribed since, and is told of the gap all the same
 		}
 	case "unsubscribe":
-		if e.ID > c.last[a.topic] {
+		if e.ID > c.last[a.topic] && c.at[a.topic] != nil {
 			c.off(a.topic)
+			c.left[a.topic] = a.began
 		}
 	case "publish":
 		c.w.ledger.placed(a.number, a.topic, Position{Seq: e.OK.Seq, Epoch: e.OK.Epoch})
@@ -342,6 +374,8 @@ func (c *simClient) subscribed(a *simAsk, ok *wire.OK) {
 		c.w.fail("client %d, which is at %+v of %s, is told that it stands at %+v", c.id, *before, a.topic, *ok)
 	case (a.after != nil) != (ok.Recovered != nil):
 		c.w.fail("client %d resumes %s after %+v and is told %+v", c.id, a.topic, a.after, *ok)
+	case c.lingers(a.topic) && c.was[a.topic].epoch != ok.Epoch:
+		c.w.fail("client %d, which left %s at %+v, is told after %v that it stands at %+v", c.id, a.topic, c.was[a.topic], c.w.Time-c.left[a.topic], *ok)
 	case a.after == nil:
 	case *ok.Recovered != (a.after.epoch == ok.Epoch && a.after.seq == ok.Seq):
 		c.w.fail("client %d resumes %s after %+v and is told that it recovered: %v, it stands at %+v", c.id, a.topic, *a.after, *ok.Recovered, *now)
@@ -364,11 +398,18 @@ func (c *simClient) joins(topic, epoch string, seq uint64) *simPlace {
 	return p
 }
 
+// lingers reports whether a topic that c has left must have its place still.
+func (c *simClient) lingers(topic string) bool {
+	left, ok := c.left[topic]
+	return ok && c.w.cfg.Bus == nil && c.w.Time-left < c.w.cfg.TopicLinger
+}
+
 // off takes the end of a subscription.
 func (c *simClient) off(topic string) {
 	if p := c.at[topic]; p != nil {
 		c.was[topic] = *p
 		delete(c.at, topic)
+		delete(c.left, topic)
 	}
 }
 
@@ -380,6 +421,7 @@ func (c *simClient) payload(m wire.Message) {
 	}
 	c.got[number] = true
 	if m.Ack && c.talks() && c.w.Rng.IntN(4) > 0 {
+		c.w.ledger.messages[number].acked[c.name()] = true
 		c.command(&simAsk{verb: "ack", wrong: false}, `"ack":{"id":%q}`, m.ID)
 	}
 	if c.raw || m.Topic == wire.UserTopic || m.Topic == wire.AllTopic {
@@ -426,17 +468,20 @@ func (c *simClient) gap(g *wire.Gap) {
 
 // mayMiss reports whether a gap has a reason.
 func (c *simClient) mayMiss(g *wire.Gap) bool {
+	l := &c.w.ledger
 	switch g.Reason {
 	case "overflow":
 		return c.w.cfg.overflow(g.Topic) != Disconnect
 	case "collapsed":
-		return c.w.cfg.overflow(g.Topic) == Latest
+		return c.w.cfg.overflow(g.Topic) == Latest && l.all(g, l.collapsed)
 	case "bus":
 		return c.w.cfg.Bus != nil
 	case "budget":
 		return c.w.cfg.OutboxBudget < 1<<20
+	case "ttl":
+		return l.all(g, func(m *simMessage) bool { return m.m.TTL > 0 && c.w.Time >= m.began+m.m.TTL })
 	}
-	return g.Reason == "ttl"
+	return false
 }
 
 // simClients has clients come, talk, read, and leave.
@@ -448,8 +493,13 @@ func simClients(w *world) feature {
 	cfg.MaxFrames = some(w, []int{4, 128})
 	cfg.MaxPublish = 1000
 	s := &clientele{w: w, most: 2 + w.Rng.IntN(10)}
-	if w.Rng.IntN(8) == 0 {
+	switch w.Rng.IntN(8) {
+	case 0:
 		s.most = 150 // more than a batch of events
+	case 1:
+		cfg.MaxConnections = 1 + s.most/2
+	case 2:
+		cfg.MaxUserConns = 2
 	}
 	return feature{
 		events: []happening{
@@ -470,8 +520,10 @@ func simClients(w *world) feature {
 			{"a client hangs up", 5, s.hangUp},
 			{"a client hangs up behind a backlog", 4, s.hangUpBehind},
 			{"a client vanishes", 5, s.vanish},
+			{"many connect and say nothing", 2, s.flood},
 		},
 		often: s.forget,
+		still: s.still,
 		calm:  s.calm,
 		end:   s.end,
 	}
@@ -500,7 +552,8 @@ func (s *clientele) connect() bool {
 	s.begun++
 	c := &simClient{
 		Peer: p, w: w, id: s.begun, came: w.Time, spoke: w.Time,
-		asked: map[uint64]*simAsk{}, last: map[string]uint64{}, at: map[string]*simPlace{}, was: map[string]simPlace{}, got: map[int]bool{},
+		asked: map[uint64]*simAsk{}, last: map[string]uint64{}, at: map[string]*simPlace{}, was: map[string]simPlace{},
+		left: map[string]time.Duration{}, got: map[int]bool{}, order: map[simBatch]int{},
 	}
 	if w.Rng.IntN(4) > 0 {
 		c.user = "user" + strconv.Itoa(w.Rng.IntN(3))
@@ -528,6 +581,9 @@ func (s *clientele) request(c *simClient) []byte {
 	}
 	if n := w.Rng.IntN(4); n > 1 || c.raw {
 		query += "&topics=" + strings.Join(simTopics[:max(n, 1)], ",")
+		if w.Rng.IntN(4) == 0 { // meant once
+			query += "," + simTopics[0]
+		}
 	}
 	head := []byte(wstest.Request("tocsin.test", w.path()+query, "dGhlIHNhbXBsZSBub25jZQ=="))
 	switch w.Rng.IntN(20) {
@@ -689,16 +745,27 @@ func (s *clientele) half() bool {
 		return false
 	}
 	c.nextID++
-	text := fmt.Sprintf(`{"id":%d,"ping":{},"pad":"%s"}`, c.nextID, pad(s.w.Rng.IntN(max(s.w.cfg.MaxMessage-60, 1))))
+	text := fmt.Sprintf(`{"id":%d,"ping":{},"pad":"ü€😀%s"}`, c.nextID, pad(s.w.Rng.IntN(max(s.w.cfg.MaxMessage-80, 1))))
 	frames := wstest.Fragments(ws.OpText, []byte(text), max(len(text)/s.w.cfg.MaxFrames+1, 1+s.w.Rng.IntN(len(text))))
+	between := len(frames) > 1 && len(c.pings) < 50 && s.w.Rng.IntN(2) == 0
+	if between { // RFC 6455 section 5.4
+		s.begun++
+		frames = slices.Insert(frames, 1+s.w.Rng.IntN(len(frames)-1), wstest.Ping("between"+strconv.Itoa(s.begun)))
+	}
 	b := wstest.Encode(frames...)
 	if n := 1 + s.w.Rng.IntN(3*len(b)); n < len(b) { // the rest never comes
 		c.say(b[:n])
 		c.closed, c.mute = true, true // it says no more
+		if between {                  // perhaps its pong comes
+			c.passed = append(c.passed, "between"+strconv.Itoa(s.begun))
+		}
 		c.may = append(c.may, wire.ClosePolicy)
 		return true
 	}
 	c.asked[c.nextID] = &simAsk{verb: "ping"}
+	if between {
+		c.pings = append(c.pings, "between"+strconv.Itoa(s.begun))
+	}
 	for len(b) > 0 {
 		n := 1 + s.w.Rng.IntN(len(b))
 		c.say(b[:n])
@@ -728,7 +795,14 @@ var simSins = []struct {
 	{wire.CloseTooBig, func(w *world) []byte { // each is small enough, and the sum overflows
 		return append(wstest.Encode(wstest.Frame{Op: ws.OpText, Payload: []byte("{"), More: true}), 0x00, 0xFF, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0)
 	}},
+	{wire.ClosePolicy, func(w *world) []byte { // one fragment too many
+		frames := wstest.Fragments(ws.OpText, []byte(pad(w.cfg.MaxFrames+1)), 1)
+		return wstest.Encode(frames...)
+	}},
 	{wire.CloseInvalidData, func(*world) []byte { return wstest.Encode(wstest.Frame{Op: ws.OpText, Payload: []byte("\xff")}) }},
+	{wire.CloseInvalidData, func(*world) []byte { // it ends within a character
+		return wstest.Encode(wstest.Fragments(ws.OpText, []byte("{}\xe2\x82"), 3)...)
+	}},
 	{wire.CloseUnsupported, func(*world) []byte { return wstest.Encode(wstest.Binary([]byte("x"))) }},
 	{wire.CloseProtocolError, func(*world) []byte { return wstest.Encode(wstest.Frame{Op: ws.OpClose, Payload: []byte{3}}) }},
 	{wire.CloseProtocolError, func(*world) []byte { return wstest.Encode(wstest.Close(1005, "")) }},
@@ -824,6 +898,27 @@ func (s *clientele) vanish() bool {
 	return true
 }
 
+// flood connects more than are accepted at once, who then say nothing.
+func (s *clientele) flood() bool {
+	if s.w.stopping || s.w.listener.Down {
+		return false
+	}
+	for range 2*engine.AcceptBatch + s.w.Rng.IntN(engine.AcceptBatch) {
+		s.w.listener.Connect()
+	}
+	return true
+}
+
+// still wants whoever has answered a Close frame to be closed at once, when
+// everything has been done that can be at this moment: RFC 6455 section 7.1.1.
+func (s *clientele) still() {
+	for _, c := range s.w.clients {
+		if c.agreed && !c.Gone && !c.Broken && c.bad == 0 {
+			s.w.fail("client %d has answered the Close frame, and its connection is open", c.id)
+		}
+	}
+}
+
 // calm wants every client to know what is true, when nothing is left to do.
 func (s *clientele) calm() {
 	w := s.w
@@ -836,6 +931,8 @@ func (s *clientele) calm() {
 			w.fail("client %d has hung up and is not closed", c.id)
 		case len(c.In) > 0 && !c.Gone && c.open():
 			w.fail("client %d has sent %d bytes that the server does not read", c.id, len(c.In))
+		case !c.upgrade && c.talks() && !c.Broken:
+			w.fail("client %d has no answer to its head", c.id)
 		}
 		if !c.open() || c.Broken {
 			continue
@@ -851,6 +948,9 @@ func (s *clientele) calm() {
 		}
 		if c.welcome == nil {
 			w.fail("client %d was not welcomed", c.id)
+		}
+		if len(c.at) > w.cfg.MaxTopics {
+			w.fail("client %d is subscribed to %q, the limit is %d", c.id, sorted(c.at), w.cfg.MaxTopics)
 		}
 		for _, topic := range sorted(c.at) {
 			p := c.at[topic]
@@ -871,6 +971,9 @@ func (s *clientele) lists(users map[string][]string, subs map[string]int) {
 		have := w.srv.User(user)
 		slices.Sort(have)
 		slices.Sort(users[user])
+		if most := w.srv.cfg.MaxUserConns; len(have) > most {
+			w.fail("user %s has %d connections, the limit is %d", user, len(have), most)
+		}
 		if !slices.Equal(have, users[user]) && !s.unsure() {
 			w.fail("user %s has the connections %q, the server says %q", user, users[user], have)
 		}

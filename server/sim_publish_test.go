@@ -33,6 +33,18 @@ type simMessage struct {
 	from    *simClient
 	tries   []*simTry // to publish it on a bus
 	unsure  bool      // one of them has failed, and was delivered perhaps
+	step    int
+	done    time.Duration   // when the receipt came
+	acked   map[string]bool // by connections
+	batch   simBatch
+	index   int // in the batch
+}
+
+// simBatch is the messages of a batch that have the same target; the zero value
+// is none.
+type simBatch struct {
+	number int
+	to     Target
 }
 
 // simTopic is where the messages of a topic stand.
@@ -54,7 +66,7 @@ func (l *simLedger) topic(name string) *simTopic {
 // write makes a message for an address.
 func (l *simLedger) write(a address, from *simClient) *simMessage {
 	w := l.w
-	s := &simMessage{number: len(l.messages), a: a, from: from, began: w.Time}
+	s := &simMessage{number: len(l.messages), a: a, from: from, began: w.Time, step: w.step, acked: map[string]bool{}}
 	s.m.Data = fmt.Appendf(nil, `{"n":%d,"x":"%s"}`, s.number, pad(w.Rng.IntN(400)))
 	l.messages = append(l.messages, s)
 	return s
@@ -92,7 +104,45 @@ func (l *simLedger) received(c *simClient, m *wire.Message) (number int) {
 		l.w.fail("client %d was sent message %d with id %q, it has %q", c.id, s.number, m.ID, s.m.ID)
 	}
 	s.got++
+	if most := int(float64(s.m.Rate)*(l.w.Time-s.began).Seconds()) + 1; s.m.Rate > 0 && s.got > most {
+		l.w.fail("broadcast %d of rate %d has reached %d clients in %v", s.number, s.m.Rate, s.got, l.w.Time-s.began)
+	}
+	if late := c.empty - s.began - s.m.TTL; s.m.TTL > 0 && late > slack && s.m.IdempotencyKey == "" && s.batch.number == 0 {
+		l.w.fail("client %d was sent message %d later than %v after its TTL of %v", c.id, s.number, late, s.m.TTL)
+	}
+	if last, ok := c.order[s.batch]; s.batch.number > 0 && s.a.verb == verbPush {
+		if ok && last > s.index {
+			l.w.fail("client %d was sent item %d of a batch behind item %d", c.id, s.index, last)
+		}
+		c.order[s.batch] = s.index
+	}
 	return s.number
+}
+
+// slack is what looks at the clock may add to the time of what happens at once.
+const slack = 10 * time.Millisecond
+
+// all reports whether ok holds for all messages of a gap, as far as it is known
+// which they are.
+func (l *simLedger) all(g *wire.Gap, ok func(*simMessage) bool) bool {
+	t := l.topics[g.Topic]
+	if t == nil {
+		return true
+	}
+	for seq := g.From; seq <= g.To && seq-g.From < 10_000; seq++ {
+		if number, known := t.places[Position{seq, g.Epoch}]; known && !ok(l.messages[number]) {
+			return false
+		}
+	}
+	return true
+}
+
+// collapsed reports whether a newer message of m's topic has its collapse key.
+func (l *simLedger) collapsed(m *simMessage) bool {
+	return slices.ContainsFunc(l.messages, func(o *simMessage) bool {
+		return o != m && !o.failed && o.a.topic == m.a.topic && o.m.CollapseKey == m.m.CollapseKey &&
+			(o.at == (Position{}) || o.at.Epoch == m.at.Epoch && o.at.Seq > m.at.Seq)
+	})
 }
 
 // placed notes that the sender of a message was told its place.
@@ -127,6 +177,9 @@ func simPublish(w *world) feature {
 	if w.Rng.IntN(4) == 0 {
 		cfg.PublishBudget = 8_000
 	}
+	if w.Rng.IntN(8) == 0 {
+		cfg.IdempotencyBudget = 8_000
+	}
 	s := &publishers{w: w, l: &w.ledger}
 	w.Interrupt = func() {
 		if !w.stopping {
@@ -154,6 +207,8 @@ type publishers struct {
 	w     *world
 	l     *simLedger
 	keyed []*simMessage // that may be tried again
+
+	batches int
 }
 
 // options gives a message what it may have.
@@ -207,6 +262,7 @@ func (s *publishers) told(ctx context.Context, m *simMessage, wait Wait, r Recei
 	if err == nil && r.ID == "" || m.m.ID != "" && err == nil && r.ID != m.m.ID {
 		w.fail("the receipt of message %d is %+v", m.number, r)
 	}
+	s.toldDevices(m, wait, &r, err)
 	if r.ID != "" {
 		s.l.placed(m.number, m.a.topic, Position{r.Seq, r.Epoch})
 	}
@@ -220,7 +276,24 @@ func (s *publishers) told(ctx context.Context, m *simMessage, wait Wait, r Recei
 		w.bus.receipt(m, wait, r)
 	}
 	if wait > WaitNone && err == nil {
-		m.receipt = &r
+		m.receipt, m.done = &r, w.Time
+	}
+}
+
+// toldDevices judges what a receipt says of acknowledgements.
+func (s *publishers) toldDevices(m *simMessage, wait Wait, r *Receipt, err error) {
+	if wait != WaitAck {
+		return
+	}
+	left := false
+	for _, d := range r.Devices {
+		if d.Status == StatusAcked && !m.acked[d.Conn] {
+			s.w.fail("the receipt of message %d says that %s has acknowledged it: %+v", m.number, d.Conn, *r)
+		}
+		left = left || d.Status != StatusDropped
+	}
+	if took := s.w.Time - m.began; errors.Is(err, ErrNoAck) && left && took < m.m.AckTimeout {
+		s.w.fail("message %d was not acknowledged, after %v: %+v", m.number, took, *r)
 	}
 }
 
@@ -245,7 +318,7 @@ func (s *publishers) publishAndWait() bool {
 
 // again publishes with a key: a new message, or one that was sent before.
 func (s *publishers) again() bool {
-	if len(s.keyed) > 0 && s.w.Rng.IntN(2) == 0 {
+	if len(s.keyed) > 0 && s.w.Rng.IntN(2) == 0 && s.w.cfg.IdempotencyBudget == 0 { // else keys go early
 		if m := some(s.w, s.keyed); s.w.Time-m.began < onceWindow/2 {
 			s.send(m)
 			return true
@@ -267,12 +340,15 @@ func (s *publishers) byClient() bool {
 	}
 	topic := some(s.w, simTopics)
 	var m *simMessage
-	if n := len(s.l.messages); n > 0 && s.w.Rng.IntN(3) == 0 && s.l.messages[n-1].from == c {
+	if n := len(s.l.messages); n > 0 && s.w.Rng.IntN(3) == 0 && s.l.messages[n-1].from == c && s.w.cfg.IdempotencyBudget == 0 {
 		m = s.l.messages[n-1] // once more
 		topic = m.a.topic
 	} else {
 		m = s.l.write(address{verb: verbPublish, topic: topic}, c)
 		m.m.ID = fmt.Sprintf("of client %d, %d", c.id, m.number)
+		if s.w.Rng.IntN(2) == 0 { // a backend may choose the same
+			m.m.ID = "key" + strconv.Itoa(m.number+1)
+		}
 	}
 	if len(m.m.Data)+100 > s.w.cfg.MaxMessage {
 		return false
@@ -329,6 +405,7 @@ func (s *publishers) broadcast() bool {
 }
 
 func (s *publishers) batch() bool {
+	s.batches++
 	all := make([]*simMessage, 1+s.w.Rng.IntN(20))
 	items := make([]BatchItem, len(all))
 	for i := range all {
@@ -337,6 +414,7 @@ func (s *publishers) batch() bool {
 			m.a, m.m.CollapseKey = address{verb: verbPush, to: to}, ""
 		}
 		m.m.Wait = some(s.w, []Wait{WaitNone, WaitSent})
+		m.batch, m.index = simBatch{s.batches, m.a.to}, i
 		all[i], items[i] = m, BatchItem{Topic: m.a.topic, To: m.a.to, Message: m.m}
 	}
 	s.w.call("a batch", func(ctx context.Context) func() {
@@ -361,8 +439,16 @@ func (s *publishers) giveUp() bool {
 }
 
 func (s *publishers) often() {
-	if n := s.w.srv.publishBytes.Load(); n < 0 {
-		s.w.fail("%d bytes are on their way", n)
+	cfg := &s.w.srv.cfg
+	if n := s.w.srv.publishBytes.Load(); n < 0 || n > cfg.PublishBudget && cfg.Bus == nil {
+		s.w.fail("%d bytes are on their way, the budget is %d", n, cfg.PublishBudget)
+	}
+	// Notices, pongs and Close frames go in whatever there is.
+	if n := s.w.srv.Stats().OutboxBytes; n > cfg.OutboxBudget+2_000+int64(s.w.Alive())*500 {
+		s.w.fail("%d bytes wait in outboxes, the budget is %d", n, cfg.OutboxBudget)
+	}
+	if n, _ := s.w.srv.once.usage(); n > cfg.IdempotencyBudget {
+		s.w.fail("idempotency keys take %d bytes, the budget is %d", n, cfg.IdempotencyBudget)
 	}
 }
 
@@ -379,6 +465,22 @@ func (s *publishers) calm() {
 		}
 	}
 	s.pushed()
+	s.broadcasts()
+}
+
+// broadcasts wants each to have reached everybody who was there before it and
+// still is, unless its TTL was over.
+func (s *publishers) broadcasts() {
+	for _, m := range s.l.messages {
+		if m.a.verb != verbBroadcast || !m.sent || m.m.TTL > 0 && (m.receipt == nil || m.receipt.Queued > 0 || m.done >= m.began+m.m.TTL) {
+			continue
+		}
+		for _, c := range s.w.clients {
+			if c.open() && !c.Broken && c.opened < m.step && !c.got[m.number] {
+				s.w.fail("client %d, which was there before broadcast %d, has not got it", c.id, m.number)
+			}
+		}
+	}
 }
 
 // pushed wants what was written to a connection that is open to have arrived.

@@ -22,6 +22,7 @@ type feature struct {
 	events []happening
 	often  func() // judges while things happen
 	relax  func() // does what it was asked to, at once
+	still  func() // judges when nothing can be done at this moment, and everybody has read
 	calm   func() // judges when nothing is left to do and everybody has read
 	end    func() // judges when everybody has gone
 }
@@ -216,6 +217,11 @@ func (w *world) settle(phase string) {
 	for range rounds {
 		w.relax()
 		w.rest()
+		for _, f := range w.features {
+			if f.still != nil {
+				f.still()
+			}
+		}
 		w.pass(500 * time.Millisecond)
 	}
 	w.rest()

@@ -623,10 +623,10 @@ var bugs = []bug{
 		new: `srv.publishBytes.Add(-n)`,
 	},
 	{
-		name: "an acknowledgement counts for another device",
+		name: "an acknowledgement counts for the other devices too",
 		file: "server/acks.go",
-		old:  `if a.removeLocked(w, r) {`,
-		new:  `if len(w.refs) > 0 && a.removeLocked(w, w.refs[0]) {`,
+		old:  `w.got = append(w.got, r)`,
+		new:  `w.got = append(append(w.got, r), w.refs...)`,
 	},
 	{
 		name: "a device whose copy waits is given up",

@@ -20,6 +20,7 @@ const (
 	MaxTimeout  = maxTimeout
 	MaxAmnesty  = maxAmnesty
 	SliceBudget = sliceBudget
+	AcceptBatch = acceptBatch
 )
 
 // System returns the real kernel.

@@ -375,6 +375,9 @@ var acceptErrors = []netpoll.Errno{syscall.EINTR, syscall.ECONNABORTED, syscall.
 // Accept implements engine.Kernel.
 func (k *Kernel) Accept(listener int) (int, netpoll.Errno) {
 	fd, errno := k.accept(listener)
+	if k.sched.accepted++; k.sched.accepted > engine.AcceptBatch+1 { // one on the reserve
+		k.T.Fatalf("%d accepts before others have their turn", k.sched.accepted)
+	}
 	k.saw('a', listener, fd, errno, nil)
 	return fd, errno
 }

@@ -21,15 +21,16 @@ type set struct {
 
 // scheduler is what Step needs.
 type scheduler struct {
-	watches map[int]*watch // by descriptor; those of sets are the first
-	order   []int          // the descriptors, in which they were watched
-	timers  []*timer       // by their time
-	started int            // timers so far
-	polling bool           // a watch is being called: there is one poller
-	busy    []int          // shards whose turn is under way, one for each worker
-	running int            // calls that have begun and have not returned
-	idle    chan struct{}  // closed when none is; nil if nobody waits
-	scratch []choice
+	watches  map[int]*watch // by descriptor; those of sets are the first
+	order    []int          // the descriptors, in which they were watched
+	timers   []*timer       // by their time
+	started  int            // timers so far
+	polling  bool           // a watch is being called: there is one poller
+	accepted int            // accepts that it has made
+	busy     []int          // shards whose turn is under way, one for each worker
+	running  int            // calls that have begun and have not returned
+	idle     chan struct{}  // closed when none is; nil if nobody waits
+	scratch  []choice
 
 	mu        sync.Mutex
 	parked    []*parked // goroutines that have waited and may go on, by caller
@@ -332,7 +333,7 @@ func (k *Kernel) Turn(shard int) {
 func (k *Kernel) report(fd int) {
 	if w := k.sched.watches[fd]; w != nil && w.armed {
 		w.armed = false
-		k.sched.polling = true
+		k.sched.polling, k.sched.accepted = true, 0
 		w.ready()
 		k.sched.polling = false
 	}
