@@ -63,6 +63,7 @@ type simClient struct {
 	before  time.Duration    // the same, when it began to read
 	silent  time.Duration    // for so long it was, at most, before it spoke again
 	came    time.Duration    // when it connected
+	hooked  *simHooked       // of a server with hooks; else nil
 }
 
 // simAsk is a command on its way.
@@ -109,7 +110,9 @@ func (c *simClient) say(b []byte) {
 func (c *simClient) command(a *simAsk, format string, args ...any) {
 	c.nextID++
 	c.asked[c.nextID], a.began = a, c.w.Time
-	c.speak(wstest.Text(fmt.Sprintf(`{"id":%d,%s}`, c.nextID, fmt.Sprintf(format, args...))))
+	text := fmt.Sprintf(`{"id":%d,%s}`, c.nextID, fmt.Sprintf(format, args...))
+	c.message(ws.OpText, []byte(text), c.nextID)
+	c.speak(wstest.Text(text))
 }
 
 // relax has it read whatever there is, from now on, and finish what it began.
@@ -173,19 +176,23 @@ func (c *simClient) answered() bool {
 		return false
 	}
 	status, _ := strconv.Atoi(string(bytes.Fields(head)[1]))
+	wants := c.wants
+	if wants == 0 && c.hooked != nil {
+		wants = c.hooked.verdict
+	}
 	if status == 101 {
-		if c.wants != 0 {
-			c.w.fail("client %d was answered 101 to a head that deserves %d", c.id, c.wants)
+		if wants != 0 {
+			c.w.fail("client %d was answered 101 to a head that deserves %d", c.id, wants)
 		}
 		c.upgrade, c.Out, c.opened = true, rest, c.w.step
 		return true
 	}
 	c.status, c.Out = status, rest
 	switch {
-	case c.wants == status, status == 503:
+	case wants == status, status == 503:
 	case status == 408 && c.w.Time-c.came >= c.w.cfg.HandshakeTimeout-engine.StampUnit && len(c.head)+len(c.In) > 0: // a part of it has not arrived
 	default:
-		c.w.fail("client %d was answered %d, its head deserves %d", c.id, status, c.wants)
+		c.w.fail("client %d was answered %d, its head deserves %d", c.id, status, wants)
 	}
 	_, length, _ := bytes.Cut(head, []byte("Content-Length: "))
 	length, _, _ = bytes.Cut(length, []byte("\r\n"))
@@ -199,6 +206,9 @@ func (c *simClient) answered() bool {
 func (c *simClient) frame(f wstest.Frame) {
 	if c.over != 0 {
 		c.w.fail("client %d was sent %v behind the Close frame", c.id, f)
+	}
+	if c.gift(f) {
+		return
 	}
 	switch f.Op {
 	case ws.OpPing:
@@ -272,8 +282,10 @@ func (c *simClient) mayEnd() bool {
 		return silent >= cfg.PingInterval+cfg.PongTimeout-2*engine.StampUnit
 	case wire.CloseShutdown:
 		return c.w.stopping && (c.goodbye || c.raw)
+	case wire.CloseExpired:
+		return c.mayExpire()
 	case wire.CloseConnectionLimit:
-		return cfg.MaxUserConns > 0 // else it is 1,000
+		return c.overLimit()
 	}
 	return c.closed || slices.Contains(c.may, c.over)
 }
@@ -286,7 +298,7 @@ func (c *simClient) event(e *wire.Event) {
 	case e.ID != 0:
 		c.reply(e)
 	case e.OK != nil && e.OK.Topic != "": // a backend has subscribed it
-		if p := c.at[e.OK.Topic]; p != nil {
+		if p := c.at[e.OK.Topic]; p != nil && !c.mayBeOff(e.OK.Topic) {
 			c.w.fail("client %d was told that it is subscribed to %s, where it is at %+v", c.id, e.OK.Topic, *p)
 		}
 		c.at[e.OK.Topic] = c.joins(e.OK.Topic, e.OK.Epoch, e.OK.Seq)
@@ -296,6 +308,9 @@ func (c *simClient) event(e *wire.Event) {
 		c.gap(e.Gap)
 	case e.Cancel != nil:
 		c.off(e.Cancel.Topic)
+		if c.hooked != nil && c.hooked.offs[e.Cancel.Topic] > 0 {
+			c.hooked.offs[e.Cancel.Topic]--
+		}
 	case e.Goodbye != nil:
 		if after := time.Duration(e.Goodbye.RetryAfterMS) * time.Millisecond; !c.w.stopping || c.goodbye || e.Goodbye.Code != wire.CloseShutdown || after < 500*time.Millisecond || after > 500*time.Millisecond+c.w.srv.cfg.ReturnWindow {
 			c.w.fail("client %d was sent %+v", c.id, *e.Goodbye)
@@ -330,6 +345,7 @@ func (c *simClient) reply(e *wire.Event) {
 	if a.wrong {
 		c.w.fail("client %d was answered ok to a wrong %s", c.id, a.verb)
 	}
+	c.mayHave(a)
 	switch a.verb {
 	case "subscribe":
 		if e.ID > c.last[a.topic] {
@@ -358,7 +374,7 @@ func (c *simClient) refused(a *simAsk, e *wire.Error) {
 	case e.Code == wire.NotSubscribed && a.verb == "unsubscribe": // it may know better
 	case e.Code == wire.TooManyTopics && a.verb == "subscribe":
 	case e.Code == wire.Busy && a.verb == "publish":
-	case e.Code == wire.Forbidden && c.w.cfg.Allow != nil:
+	case e.Code == wire.Forbidden && c.forbidden(a, e.Message):
 	case e.Code == wire.Internal && c.w.cfg.Bus != nil:
 	default:
 		c.w.fail("client %d was refused a %s of %q: %+v", c.id, a.verb, a.topic, *e)
@@ -370,7 +386,7 @@ func (c *simClient) subscribed(a *simAsk, ok *wire.OK) {
 	now := c.joins(a.topic, ok.Epoch, ok.Seq)
 	before := c.at[a.topic]
 	switch {
-	case before != nil && before.gap == nil && (before.epoch != ok.Epoch || before.seq != ok.Seq):
+	case before != nil && before.gap == nil && !c.mayBeOff(a.topic) && (before.epoch != ok.Epoch || before.seq != ok.Seq):
 		c.w.fail("client %d, which is at %+v of %s, is told that it stands at %+v", c.id, *before, a.topic, *ok)
 	case (a.after != nil) != (ok.Recovered != nil):
 		c.w.fail("client %d resumes %s after %+v and is told %+v", c.id, a.topic, a.after, *ok)
@@ -403,6 +419,10 @@ func (c *simClient) lingers(topic string) bool {
 	left, ok := c.left[topic]
 	return ok && c.w.cfg.Bus == nil && c.w.Time-left < c.w.cfg.TopicLinger
 }
+
+// mayBeOff reports whether the server may have ended a subscription of which c
+// knows: it is not told if it has been subscribed again meanwhile.
+func (c *simClient) mayBeOff(topic string) bool { return c.hooked != nil && c.hooked.offs[topic] > 0 }
 
 // off takes the end of a subscription.
 func (c *simClient) off(topic string) {
@@ -443,7 +463,7 @@ func (c *simClient) payload(m wire.Message) {
 func (c *simClient) gap(g *wire.Gap) {
 	p := c.at[g.Topic]
 	switch {
-	case p == nil && c.late == g.Topic:
+	case c.late == g.Topic: // it belongs to that answer, whatever c has asked for since
 		c.late = ""
 		return
 	case p == nil:
@@ -579,11 +599,16 @@ func (s *clientele) request(c *simClient) []byte {
 	if c.raw {
 		query += "&format=raw"
 	}
+	var topics []string
 	if n := w.Rng.IntN(4); n > 1 || c.raw {
-		query += "&topics=" + strings.Join(simTopics[:max(n, 1)], ",")
+		topics = simTopics[:max(n, 1)]
+		query += "&topics=" + strings.Join(topics, ",")
 		if w.Rng.IntN(4) == 0 { // meant once
 			query += "," + simTopics[0]
 		}
+	}
+	if w.hooks != nil {
+		query += w.hooks.meet(c, topics)
 	}
 	head := []byte(wstest.Request("tocsin.test", w.path()+query, "dGhlIHNhbXBsZSBub25jZQ=="))
 	switch w.Rng.IntN(20) {
@@ -766,6 +791,7 @@ func (s *clientele) half() bool {
 	if between {
 		c.pings = append(c.pings, "between"+strconv.Itoa(s.begun))
 	}
+	c.message(ws.OpText, []byte(text), c.nextID)
 	for len(b) > 0 {
 		n := 1 + s.w.Rng.IntN(len(b))
 		c.say(b[:n])
@@ -815,6 +841,9 @@ func (s *clientele) sin() bool {
 	}
 	sin := some(s.w, simSins)
 	c.bad = sin.code
+	if sin.code == wire.CloseUnsupported {
+		c.message(ws.OpBinary, []byte("x"), 0)
+	}
 	c.say(sin.frame(s.w))
 	return true
 }
@@ -856,6 +885,9 @@ func (s *clientele) close() bool {
 	}
 	c.closed = true
 	c.may = append(c.may, wire.CloseNormal)
+	if c.hooked != nil {
+		c.hooked.bye = len(c.hooked.said)
+	}
 	c.speak(wstest.Close(wire.CloseNormal, ""))
 	return true
 }
@@ -877,7 +909,9 @@ func (s *clientele) hangUpBehind() bool {
 	}
 	var b []byte
 	for n := s.w.Rng.IntN(3 * engine.ReadSize); len(b) < n; {
-		b = wstest.Text(`{"ping":{},"pad":"` + pad(min(4000, s.w.cfg.MaxMessage-40)) + `"}`).Append(b)
+		text := `{"ping":{},"pad":"` + pad(min(4000, s.w.cfg.MaxMessage-40)) + `"}`
+		c.message(ws.OpText, []byte(text), 0)
+		b = wstest.Text(text).Append(b)
 	}
 	c.asleep, c.slow = false, true
 	c.Drain(-1)

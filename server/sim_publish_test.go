@@ -32,6 +32,7 @@ type simMessage struct {
 	failed  bool // everybody was told that it was not
 	from    *simClient
 	tries   []*simTry // to publish it on a bus
+	sends   int       // of a client's: how often it was sent and not refused
 	unsure  bool      // one of them has failed, and was delivered perhaps
 	step    int
 	done    time.Duration   // when the receipt came
@@ -97,7 +98,7 @@ func (l *simLedger) received(c *simClient, m *wire.Message) (number int) {
 	case verbBroadcast:
 		ok = c.raw || m.Topic == wire.AllTopic
 	}
-	if !ok || s.failed {
+	if !ok || s.failed || s.from != nil && s.sends <= 0 {
 		l.w.fail("client %d of user %q was sent %+v, which is for %+v (refused: %v)", c.id, c.user, *m, s.a, s.failed)
 	}
 	if s.m.ID != "" && !c.raw && s.m.ID != m.ID {
@@ -353,6 +354,7 @@ func (s *publishers) byClient() bool {
 	if len(m.m.Data)+100 > s.w.cfg.MaxMessage {
 		return false
 	}
+	m.sends++
 	c.command(&simAsk{verb: "publish", topic: topic, number: m.number}, `"publish":{"topic":%q,"id":%q,"data":%s}`, topic, m.m.ID, m.m.Data)
 	return true
 }

@@ -36,6 +36,7 @@ func (w *world) shutdown() *caller {
 			if err != nil && ctx.Err() == nil {
 				w.fail("Shutdown: %v", err)
 			}
+			w.hasty = w.hasty || err != nil || ctx.Err() != nil
 			w.ended()
 		}
 	})

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/gobwas/ws"
+
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/server/internal/engine"
 )
@@ -35,9 +37,11 @@ func simTime(w *world) feature {
 
 // lateness is the state of simTime.
 type lateness struct {
-	w      *world
-	waits  map[*simClient]simWait
-	frames []byte // more than is read at once
+	w        *world
+	waits    map[*simClient]simWait
+	frames   []byte // more than is read at once
+	flooding string // the message that they are, so many times
+	inFlood  int
 }
 
 // simWait is for how long something has been as it is.
@@ -112,14 +116,18 @@ func (s *lateness) flood(c *simClient) {
 		return
 	}
 	if s.frames == nil {
-		frame := wstest.Text(`{"ping":{},"pad":"` + pad(min(20_000, s.w.cfg.MaxMessage-40)) + `"}`)
+		s.flooding = `{"ping":{},"pad":"` + pad(min(20_000, s.w.cfg.MaxMessage-40)) + `"}`
 		for len(s.frames) <= engine.ReadSize {
-			s.frames = frame.Append(s.frames)
+			s.frames = wstest.Text(s.flooding).Append(s.frames)
+			s.inFlood++
 		}
 	}
 	c.asleep = false
 	c.Drain(-1)
 	if len(c.In) <= engine.ReadSize {
+		for range s.inFlood {
+			c.message(ws.OpText, []byte(s.flooding), 0)
+		}
 		c.say(s.frames)
 	}
 }

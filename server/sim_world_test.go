@@ -23,8 +23,10 @@ type feature struct {
 	often  func() // judges while things happen
 	relax  func() // does what it was asked to, at once
 	still  func() // judges when nothing can be done at this moment, and everybody has read
+	ease   func() // lets go all that it keeps from going on, when nothing more is to happen
 	calm   func() // judges when nothing is left to do and everybody has read
 	end    func() // judges when everybody has gone
+	ended  func() // judges when the server has been shut down
 }
 
 // happening is something that may happen in a step.
@@ -43,6 +45,7 @@ var features = []func(*world) feature{
 	simPublish,
 	simShutdown,
 	simBuses,
+	simHooks,
 }
 
 // world is one run of the simulation.
@@ -67,6 +70,11 @@ type world struct {
 	happened map[string]int
 	frames   int // that clients were sent
 
+	hooks  *hooks        // nil without
+	hung   []*simHang    // who waits until somebody lets it go
+	buried chan struct{} // closed when the world has failed
+	newest time.Time     // the latest that the clock of the day was
+
 	callers  []*caller // who have not returned, in the order in which they called
 	called   int
 	phase    string
@@ -74,6 +82,7 @@ type world struct {
 	fatal    []error
 	narrow   bool // sockets take less than they could
 	stopping bool // the server is being shut down
+	hasty    bool // who shut it down has lost the patience, and hooks may still run
 }
 
 // simStop is the panic that ends a world that has failed.
@@ -82,7 +91,7 @@ type simStop struct{}
 const simLength = 1500 // steps of a seed
 
 func newWorld(seed uint64) *world {
-	w := &world{seed: seed, happened: map[string]int{}, phase: "in its life"}
+	w := &world{seed: seed, happened: map[string]int{}, phase: "in its life", buried: make(chan struct{})}
 	w.Kernel = enginetest.New(w, seed)
 	w.Virtual = true
 	w.Go = func(f func()) {
@@ -184,6 +193,9 @@ func (w *world) one() {
 // look has the clients read and, now and then, the judges judge.
 func (w *world) look(judge bool) {
 	w.returned()
+	if now := w.Date(); now.After(w.newest) {
+		w.newest = now
+	}
 	for _, c := range w.clients {
 		c.read()
 	}
@@ -210,11 +222,23 @@ func (w *world) look(judge bool) {
 func (w *world) settle(phase string) {
 	w.phase = phase
 	w.Chance, w.Look, w.MaxFDs, w.CallRoom = enginetest.Chance{}, 0, 0, -1
-	rounds := 12
-	if w.bus != nil { // so long is waited for what it has lost
-		rounds += int(expectTimeout / (500 * time.Millisecond))
+	for _, f := range w.features {
+		if f.ease != nil {
+			f.ease()
+		}
 	}
-	for range rounds {
+	d := 6 * time.Second
+	if w.bus != nil { // so long is waited for what it has lost
+		d += expectTimeout
+	}
+	w.passes(d)
+	w.look(true)
+}
+
+// passes lets time pass in which everybody reads and nothing more happens.
+func (w *world) passes(d time.Duration) {
+	const part = 500 * time.Millisecond
+	for ; d > 0; d -= part {
 		w.relax()
 		w.rest()
 		for _, f := range w.features {
@@ -222,10 +246,9 @@ func (w *world) settle(phase string) {
 				f.still()
 			}
 		}
-		w.pass(500 * time.Millisecond)
+		w.pass(part)
 	}
 	w.rest()
-	w.look(true)
 }
 
 // relax has everybody do what is asked of him.
@@ -271,7 +294,7 @@ func (w *world) jump(d time.Duration) {
 		return
 	}
 	w.Time += d
-	if len(w.callers) > 1 || w.bus != nil { // contexts have the bubble's clock
+	if len(w.callers) > 1 || len(w.hung) > 0 || w.bus != nil { // contexts have the bubble's clock
 		time.Sleep(d)
 	}
 }
@@ -314,6 +337,11 @@ func (w *world) ended() {
 	if st := w.srv.Stats(); st.Connections+st.Users+st.Topics+st.Subscriptions+st.Handshaking != 0 || st.OutboxBytes != 0 {
 		w.fail("left behind: %+v", st)
 	}
+	for _, f := range w.features {
+		if f.ended != nil {
+			f.ended()
+		}
+	}
 }
 
 // bury ends what still runs in a world, if it has failed.
@@ -325,6 +353,7 @@ func (w *world) bury() {
 	default:
 		panic(v)
 	}
+	close(w.buried)
 	w.Abandon()
 	for _, c := range w.callers {
 		c.cancel()
