@@ -191,7 +191,9 @@ func (t *Turn) count(c *Conn, end End) {
 
 // sendClose sends the Close frame of a connection that was counted as closed.
 func (t *Turn) sendClose(c *Conn, code wire.CloseCode, reason string) {
+	var rest []byte
 	if x := c.ext; x != nil {
+		rest = x.rest
 		if c.flags&flagGarbled != 0 {
 			x.in = wire.Reader{}
 		}
@@ -209,6 +211,9 @@ func (t *Turn) sendClose(c *Conn, code wire.CloseCode, reason string) {
 	}
 	t.send(c, frame)
 	t.finishIfSent(c)
+	if len(rest) > 0 && c.state == stateClosing { // a frame may have begun there, in front of the peer's answer
+		t.readClosing(c, rest)
+	}
 }
 
 // finishIfSent is finish, if nothing waits for a closing connection.
