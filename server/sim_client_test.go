@@ -175,6 +175,9 @@ func (c *simClient) answered() bool {
 	if !whole {
 		return false
 	}
+	if !bytes.HasPrefix(head, []byte("HTTP/1.1 ")) {
+		c.w.fail("client %d was sent %q for an answer", c.id, head)
+	}
 	status, _ := strconv.Atoi(string(bytes.Fields(head)[1]))
 	wants := c.wants
 	if wants == 0 && c.hooked != nil {
@@ -972,7 +975,7 @@ func (s *clientele) calm() {
 			continue
 		}
 		if len(c.asked) > 0 || len(c.pings) > 0 {
-			w.fail("client %d has no answer to %d commands and %d pings", c.id, len(c.asked), len(c.pings))
+			w.fail("client %d (descriptor %d) has no answer to %d commands and the pings %q", c.id, c.FD, len(c.asked), c.pings)
 		}
 		if c.user != "" {
 			users[c.user] = append(users[c.user], c.name())

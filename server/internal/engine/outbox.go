@@ -33,10 +33,12 @@ func (o *outbox) push(e entry, off int) {
 	o.bytes += len(e.b) - off
 }
 
-// begun returns how many entries cannot be dropped any more: the first, once a
-// part of it has left.
+// begun returns how many entries cannot be dropped any more, nor can anything go
+// before them: the first, once a part of it has left or if it begins with the
+// answer to the handshake. That is known by its first byte: all frames that we
+// send have FIN set.
 func (o *outbox) begun() int {
-	if o.off > 0 {
+	if o.off > 0 || len(o.q) > 0 && o.q[0].b[0]&0x80 == 0 {
 		return 1
 	}
 	return 0
