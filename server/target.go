@@ -195,9 +195,13 @@ func (e *enrollment) Do(t *engine.Turn, c *engine.Conn) {
 	sub := s.find(e.topic)
 	switch {
 	case e.off && sub != nil:
-		// Behind the answer to the client's subscribe, should that be on its way.
-		e.srv.engine.Behind(&sub.group, c.Ref(), cancelled{e.srv, e.topic})
+		joined := sub.group.Has(t, c)
 		e.srv.unsubscribe(t, c, s, sub)
+		if told := (cancelled{e.srv, e.topic}); joined {
+			told.Do(t, c)
+		} else { // behind the answer to the client's subscribe, which is on its way
+			e.srv.engine.Behind(&sub.group, c.Ref(), told)
+		}
 		e.done = true
 	case e.off:
 	case sub == nil && e.srv.full(s):
@@ -248,7 +252,10 @@ type cancelled struct {
 
 // Do implements engine.Task.
 func (e cancelled) Do(t *engine.Turn, c *engine.Conn) {
-	if c.Open() && e.srv.session(t, c).find(e.topic) == nil { // else it was renewed
+	if !c.Open() {
+		return
+	}
+	if sub := e.srv.session(t, c).find(e.topic); sub == nil || !sub.group.Has(t, c) { // else it was renewed, and that was told
 		t.Send(c, codecs[c.Codec()].AppendCancel(nil, wire.Cancel{Topic: e.topic, Reason: "unsubscribed"}))
 	}
 }

@@ -15,6 +15,9 @@ func (g *Group) Add(t *Turn, c *Conn) { g.set.add(t.shard.local(c)) }
 // Remove takes c out.
 func (g *Group) Remove(t *Turn, c *Conn) { g.set.remove(t.shard.local(c)) }
 
+// Has reports whether c is in.
+func (g *Group) Has(t *Turn, c *Conn) bool { return g.set.has(t.shard.local(c)) }
+
 // Next returns the first member at place i or behind it, see [Turn.Index], or
 // nil.
 func (g *Group) Next(t *Turn, i int) *Conn {
