@@ -271,6 +271,9 @@ func (b *simBus) Publish(ctx context.Context, p Publication) (at Position, err e
 	caller := 1<<20 + b.calls
 	if mood == busBlocks || mood == busNever {
 		if err := b.wait(ctx, mood, caller); err != nil {
+			if try.m.m.ID != "" && errors.Is(err, context.Canceled) {
+				b.w.Fatalf("message %d has a key, and ends with its first requester", try.m.number)
+			}
 			return Position{}, err
 		}
 	}

@@ -63,7 +63,8 @@ type simClient struct {
 	before  time.Duration    // the same, when it began to read
 	silent  time.Duration    // for so long it was, at most, before it spoke again
 	came    time.Duration    // when it connected
-	hooked  *simHooked       // of a server with hooks; else nil
+	aims    simAims
+	hooked  *simHooked // of a server with hooks; else nil
 }
 
 // simAsk is a command on its way.
@@ -301,6 +302,7 @@ func (c *simClient) event(e *wire.Event) {
 	case e.ID != 0:
 		c.reply(e)
 	case e.OK != nil && e.OK.Topic != "": // a backend has subscribed it
+		c.enrolled(e.OK)
 		if p := c.at[e.OK.Topic]; p != nil && !c.mayBeOff(e.OK.Topic) {
 			c.w.fail("client %d was told that it is subscribed to %s, where it is at %+v", c.id, e.OK.Topic, *p)
 		}
@@ -310,6 +312,11 @@ func (c *simClient) event(e *wire.Event) {
 	case e.Gap != nil:
 		c.gap(e.Gap)
 	case e.Cancel != nil:
+		// A subscription by a backend that ends before it takes effect is not told
+		// by an ok, but by this.
+		if topic := e.Cancel.Topic; !c.aims.off[topic] || c.at[topic] == nil && !c.aims.on[topic] {
+			c.w.fail("client %d is told %+v, it is at %+v", c.id, *e.Cancel, c.at[e.Cancel.Topic])
+		}
 		c.off(e.Cancel.Topic)
 		if c.hooked != nil && c.hooked.offs[e.Cancel.Topic] > 0 {
 			c.hooked.offs[e.Cancel.Topic]--
@@ -575,7 +582,7 @@ func (s *clientele) connect() bool {
 	s.begun++
 	c := &simClient{
 		Peer: p, w: w, id: s.begun, came: w.Time, spoke: w.Time,
-		asked: map[uint64]*simAsk{}, last: map[string]uint64{}, at: map[string]*simPlace{}, was: map[string]simPlace{},
+		aims: newAims(), asked: map[uint64]*simAsk{}, last: map[string]uint64{}, at: map[string]*simPlace{}, was: map[string]simPlace{},
 		left: map[string]time.Duration{}, got: map[int]bool{}, order: map[simBatch]int{},
 	}
 	if w.Rng.IntN(4) > 0 {
@@ -708,6 +715,7 @@ func (s *clientele) unsubscribe() bool {
 	if c == nil {
 		return false
 	}
+	c.leaves(topic)
 	c.command(&simAsk{verb: "unsubscribe", topic: topic}, `"unsubscribe":{"topic":%q}`, topic)
 	return true
 }

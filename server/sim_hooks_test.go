@@ -391,13 +391,17 @@ func (s *hooks) whim(c *simClient, conn Conn, open bool) {
 		s.give(c, conn, open)
 	}
 	if s.happens(s.whims, "a hook subscribes") {
-		s.subscribe(conn, some(w, simTopics))
+		topic := some(w, simTopics)
+		c.aims.on[topic] = true
+		s.subscribe(conn, topic)
 	}
 	if s.happens(s.whims, "a hook unsubscribes") {
 		topic := some(w, simTopics)
 		if open {
 			h.offs[topic]++
 		}
+		c.aims.off[topic] = true
+		c.leaves(topic)
 		conn.Unsubscribe(topic)
 	}
 	if s.happens(s.panics, "a hook closes") {

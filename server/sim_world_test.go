@@ -46,6 +46,7 @@ var features = []func(*world) feature{
 	simShutdown,
 	simBuses,
 	simHooks,
+	simTargets,
 }
 
 // world is one run of the simulation.
