@@ -15,6 +15,9 @@ type App interface {
 	// Closed is called once for every connection that was upgraded, when it
 	// stops being open. It takes the connection out of every [Group].
 	Closed(t *Turn, c *Conn, end End)
+	// Room is called once the outbox of a connection has as much room as
+	// [Turn.Fits] was asked for in vain.
+	Room(t *Turn, c *Conn)
 	// Sweep is called twice a second for every shard that has connections, also
 	// on a busy server.
 	Sweep(t *Turn)

@@ -18,8 +18,9 @@ type Call struct {
 	job   Job
 
 	panicked bool // set before the turn or the guest is told
-	stale    bool // owned by the turn: of a handshake that has ended
+	stale    bool // owned by the turn: nobody is left who wants it
 	paused   bool // static: the job is a pause
+	aside    bool // static: the connection goes on meanwhile
 
 	// Of a guest, who is no connection yet; static.
 	guest    context.Context // ends when nobody waits any more
@@ -47,6 +48,18 @@ func (t *Turn) Job(c *Conn) Job {
 	}
 	return c.ext.call.job
 }
+
+// Aside is Call of a job beside which c goes on: more of it is read, and it may
+// have a call and other jobs aside. Done is called whatever the state of c.
+func (t *Turn) Aside(c *Conn, job Job) *Call {
+	call := &Call{shard: t.shard, ref: c.Ref(), job: job, aside: true}
+	t.submit(call)
+	return call
+}
+
+// Abandon says that nobody wants the job any more. If it waits for room in the
+// runner it is not run. The turn of its connection calls it.
+func (c *Call) Abandon() { c.stale = true }
 
 // pause is the job of a connection that waits. It is not run.
 type pause struct{ Wait }
@@ -156,6 +169,15 @@ func (e *Engine) protect(job Job) (ok bool) {
 
 // Do goes on with a connection whose job has run.
 func (c *Call) Do(t *Turn, conn *Conn) {
+	switch {
+	case !c.aside:
+	case c.panicked:
+		t.shut(conn, End{Code: wire.CloseInternal, By: ByServer, Reason: "a hook failed"})
+		return
+	default:
+		c.job.Done(t, conn)
+		return
+	}
 	if conn.ext == nil || conn.ext.call != c {
 		return
 	}

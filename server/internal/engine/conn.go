@@ -60,6 +60,7 @@ type extra struct {
 	head  headBuf
 	in    wire.Reader
 	began stamp // first byte of the message that in has begun
+	wants int32 // room in out that the App wants to be told of, in bytes, and one more; 0: none
 	out   outbox
 	rest  []byte // received behind what a call is busy with
 	call  *Call  // the one that flagCall is about

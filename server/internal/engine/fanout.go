@@ -235,13 +235,13 @@ func (t *Turn) nextBatch(wk *walk) bool {
 		return true
 	}
 	old := rest[0].p.expired(t.exact)
-	n, size := 1, rest[0].p.size()
+	n, size := 1, rest[0].p.Size()
 	for n < len(rest) && n < batchMessages {
 		p := rest[n].p
-		if p == nil || p.Lost != nil || p.expired(t.exact) != old || size+p.size() > batchBytes || old && p.Epoch != rest[0].p.Epoch {
+		if p == nil || p.Lost != nil || p.expired(t.exact) != old || size+p.Size() > batchBytes || old && p.Epoch != rest[0].p.Epoch {
 			break
 		}
-		size += p.size()
+		size += p.Size()
 		n++
 	}
 	wk.batch, wk.at, wk.visited, wk.written = n, 0, 0, 0
@@ -415,6 +415,23 @@ func (t *Turn) enqueue(c *Conn, p *Parcel, off int) Status {
 	t.shard.count.deliveries.Add(1)
 	t.budget(len(b) - off)
 	return Queued
+}
+
+// Repeat sends c a parcel that was sent to a group before c was in it. It is not
+// counted in what became of p.
+func (t *Turn) Repeat(c *Conn, p *Parcel) {
+	again := &Parcel{Flow: p.Flow, Seq: p.Seq, Epoch: p.Epoch, Key: p.Key, Expires: p.Expires, Policy: p.Policy, frames: p.frames}
+	if again.expired(t.exact) {
+		g := gapOf(again, DropTTL)
+		t.drop(again, DropTTL, 1)
+		t.skip(c, &g)
+		return
+	}
+	t.one[0] = walkEntry{p: again}
+	if t.deliver(c, t.one[:], &again.frames) == Written {
+		t.shard.count.deliveries.Add(1)
+	}
+	t.one[0] = walkEntry{}
 }
 
 // sendOne sends p to the i-th of those that it is for.

@@ -23,6 +23,9 @@ type outbox struct {
 
 func (o *outbox) empty() bool { return len(o.q) == 0 && len(o.pong) == 0 }
 
+// fits reports whether n more bytes may be pushed, if so many may wait.
+func (o *outbox) fits(n, most int) bool { return len(o.q) == 0 || n <= most-o.bytes }
+
 // push appends e, whose first off bytes have left already. off is 0 unless the
 // outbox is empty.
 func (o *outbox) push(e entry, off int) {

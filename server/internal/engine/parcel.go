@@ -157,8 +157,8 @@ func (p *Parcel) mayGo(now time.Duration) bool {
 	}
 }
 
-// size is how many bytes p is of in the largest of its codecs.
-func (p *Parcel) size() (n int) {
+// Size is how many bytes p is of in the largest of its codecs.
+func (p *Parcel) Size() (n int) {
 	for _, b := range p.frames {
 		n = max(n, len(b))
 	}

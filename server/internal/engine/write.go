@@ -81,6 +81,7 @@ func (t *Turn) flush(c *Conn) {
 		o.sent(n, t.now)
 		t.counts.outboxBytes.Add(-int64(n))
 		if n < len(b) {
+			t.tellRoom(c)
 			return
 		}
 	}
@@ -88,7 +89,26 @@ func (t *Turn) flush(c *Conn) {
 		t.finish(c)
 		return
 	}
+	t.tellRoom(c)
 	t.slim(c)
+}
+
+// Fits reports whether c's outbox has room for n more bytes; an empty one has
+// room for any number. If it has not, [App.Room] is called once it has.
+func (t *Turn) Fits(c *Conn, n int) bool {
+	if c.ext == nil || c.ext.out.fits(n, t.cfg.MaxOutbox) {
+		return true
+	}
+	c.ext.wants = int32(n + 1)
+	return false
+}
+
+// tellRoom tells the App of room that it waits for.
+func (t *Turn) tellRoom(c *Conn) {
+	if x := c.ext; x.wants > 0 && c.state == stateOpen && x.out.fits(int(x.wants)-1, t.cfg.MaxOutbox) {
+		x.wants = 0
+		t.app.Room(t, c)
+	}
 }
 
 // budget counts n more bytes waiting, and sheds load when all outboxes
