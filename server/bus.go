@@ -81,6 +81,35 @@ type Immediate interface {
 	Immediate()
 }
 
+// History is what a [Bus] may also be: one that keeps messages. A client that
+// subscribes and says where it was is then given what it missed, before what is
+// published from now on.
+type History interface {
+	Bus
+
+	// After returns the first of the messages of a topic that are kept behind a
+	// position, in the order of their seq: as many as have together about so many
+	// bytes, but at least one if there is one. It blocks until ctx ends at most,
+	// which Config.AuthTimeout bounds; it is called in the hook pool.
+	//
+	// What was delivered to the sink before the call, or told by [Sink.Ready] or
+	// [Sink.Gap], and is missing in front of a message that After returns, is told
+	// to the client as lost; and so is all of it if After returns nothing. So what
+	// After leaves out must be what will never come: it was not kept, or not for
+	// longer than its TTL. Messages of another epoch than that of the position are
+	// left out by the server, and so are those that it did not ask for, or that
+	// have not been delivered yet; what is too much for the client now is asked
+	// for again. The messages that were returned are not changed by anybody. After
+	// an error, or a panic, the client is told to try again.
+	After(ctx context.Context, topic string, behind Position, most int) ([]Stored, error)
+}
+
+// Stored is a message that a [History] has kept, and its place.
+type Stored struct {
+	Message Message
+	At      Position
+}
+
 // Publication is a message on its way through a [Bus].
 type Publication struct {
 	Topic   string

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tocsin-push/tocsin/client"
 	"github.com/tocsin-push/tocsin/internal/wstest"
 	"github.com/tocsin-push/tocsin/server"
 	"github.com/tocsin-push/tocsin/wire"
@@ -35,6 +36,7 @@ var buses = map[string]func(testing.TB) server.Bus{
 		b.wobbles = true
 		return b
 	},
+	"history": func(t testing.TB) server.Bus { return newHistoryBus(t) },
 }
 
 // busRules are what clients and publishers see, whatever the bus.
@@ -43,6 +45,7 @@ var busRules = map[string]func(*testing.T, server.Bus){
 	"concurrent publishers": ruleConcurrentPublishers,
 	"join while publishing": ruleJoin,
 	"come and go":           ruleComeAndGo,
+	"come back":             ruleComeBack,
 	"keys":                  ruleKeys,
 	"batch":                 ruleBatch,
 	"clients publish":       ruleClientsPublish,
@@ -247,6 +250,50 @@ func ruleComeAndGo(t *testing.T, bus server.Bus) {
 	}
 }
 
+// A client that comes back is given what it missed, or told that, and then what
+// comes: all of it once. A bus that keeps everything has nothing to tell.
+func ruleComeBack(t *testing.T, bus server.Bus) {
+	srv, addr := serve(t, server.Config{Bus: bus, MaxOutbox: 8 << 20})
+	keep, w := arrive(t, addr, "/ws?topics=t")
+	var ended atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() { // whoever does not read is cut
+		for !ended.Load() {
+			keep.Event()
+		}
+	})
+	for range 2 {
+		wg.Go(func() {
+			for !ended.Load() {
+				publish(t, srv, "t", "1")
+			}
+		})
+	}
+	defer wg.Wait()
+	defer ended.Store(true)
+	_, keeps := bus.(server.History)
+	at := w.Topics["t"]
+	for range 30 {
+		c, _ := arrive(t, addr, "/ws")
+		ok := subscribe(t, c, "t", fmt.Sprintf(`,"after":%d,"epoch":%q`, at.Seq, at.Epoch))
+		if keeps && !*ok.Recovered || *ok.Recovered != (ok.Seq == at.Seq) {
+			t.Fatalf("%+v behind %+v", ok, at)
+		}
+		for read := 0; read < 20; {
+			switch e := c.Event(); {
+			case e.Message != nil && e.Message.Seq == at.Seq+1:
+				at.Seq++
+				read++
+			case e.Gap != nil && !keeps && e.Gap.From == at.Seq+1 && e.Gap.Epoch == at.Epoch && e.Gap.To >= e.Gap.From:
+				at.Seq = e.Gap.To
+			default:
+				t.Fatalf("%+v behind %+v", e, at)
+			}
+		}
+		c.Drop()
+	}
+}
+
 // A key delivers once, and everybody has the receipt of that delivery.
 func ruleKeys(t *testing.T, bus server.Bus) {
 	srv, addr := serve(t, server.Config{Bus: bus})
@@ -348,6 +395,7 @@ type lateBus struct {
 	wobbles  bool                       // the connection is lost now and then, for a moment
 	down     error                      // why there is no connection
 	mute     bool                       // Origin is lost
+	keep     func(server.Publication, server.Position)
 	closed   bool
 }
 
@@ -430,6 +478,9 @@ func (b *lateBus) publishLocked(p server.Publication) server.Position {
 	at := b.positionLocked(p.Topic)
 	at.Seq++
 	b.at[p.Topic] = at
+	if b.keep != nil {
+		b.keep(p, at)
+	}
 	lt := b.topics[p.Topic]
 	if lt == nil || !lt.given || b.down != nil {
 		return at
@@ -448,6 +499,44 @@ func (b *lateBus) positionLocked(topic string) server.Position {
 		b.at[topic] = at
 	}
 	return at
+}
+
+// historyBus is a lateBus that keeps what is published.
+type historyBus struct {
+	*lateBus
+	kept map[string][]server.Stored
+	read chan struct{} // if it is not nil, reads say that they begin, and block
+}
+
+func newHistoryBus(t testing.TB) *historyBus {
+	b := &historyBus{lateBus: newLateBus(t), kept: map[string][]server.Stored{}}
+	b.keep = func(p server.Publication, at server.Position) {
+		b.kept[p.Topic] = append(b.kept[p.Topic], server.Stored{Message: p.Message, At: at})
+	}
+	return b
+}
+
+func (b *historyBus) After(ctx context.Context, topic string, behind server.Position, most int) ([]server.Stored, error) {
+	if b.read != nil {
+		b.read <- struct{}{}
+		<-ctx.Done()
+		b.read <- struct{}{}
+		return nil, ctx.Err()
+	}
+	b.pause()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var page []server.Stored
+	for _, m := range b.kept[topic] {
+		if m.At.Epoch != behind.Epoch || m.At.Seq <= behind.Seq {
+			continue
+		}
+		if most -= len(m.Message.Data) + 100; most < 0 && len(page) > 0 {
+			break
+		}
+		page = append(page, m)
+	}
+	return page, nil
 }
 
 // elsewhere is a publish of another node.
@@ -1198,4 +1287,84 @@ func TestServeHTTPWaitsForTheBus(t *testing.T) {
 		t.Errorf("%+v", res)
 	}
 	bus.want(t, "-f")
+}
+
+// A client of package client that loses its connection is given what was
+// published meanwhile.
+func TestClientIsGivenWhatItMissed(t *testing.T) {
+	t.Parallel()
+	bus := newHistoryBus(t)
+	srv, addr := serve(t, server.Config{Bus: bus})
+	events := make(chan wire.Event, 1000)
+	c, err := client.Dial(t.Context(), "ws://"+addr+"/ws", client.Options{
+		MinBackoff: 50 * time.Millisecond,
+		OnEvent:    func(_ *client.Client, e wire.Event) { events <- e },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ok, err := c.Subscribe(t.Context(), "t", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq, welcomes := ok.Seq, 0
+	for round := range 3 {
+		for i := range 50 {
+			publish(t, srv, "t", fmt.Sprint(i))
+			if i == 10*round {
+				if _, err := srv.Disconnect(t.Context(), server.Target{Conn: c.Welcome().Conn}, wire.CloseForceReconnect, ""); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		for seq < ok.Seq+uint64(50*(round+1)) {
+			switch e := <-events; {
+			case e.Welcome != nil:
+				welcomes++
+			case e.Message != nil && e.Message.Seq == seq+1:
+				seq++
+			default:
+				t.Fatalf("%+v, %+v, behind %d", e, e.Gap, seq)
+			}
+		}
+	}
+	if welcomes != 4 {
+		t.Errorf("%d welcomes", welcomes)
+	}
+}
+
+// A history that does not answer costs its client AuthTimeout. It is told when
+// the client does not want to know any more, or has gone.
+func TestHistoryBlocks(t *testing.T) {
+	t.Parallel()
+	for name, act := range map[string]func(*testing.T, *wstest.Conn){
+		"late":        func(t *testing.T, c *wstest.Conn) { wantError(t, c.Event(), wire.Internal) },
+		"gone":        func(_ *testing.T, c *wstest.Conn) { c.Drop() },
+		"unsubscribe": func(_ *testing.T, c *wstest.Conn) { c.Send(wstest.Text(`{"id":2,"unsubscribe":{"topic":"t"}}`)) },
+		"again":       func(_ *testing.T, c *wstest.Conn) { c.Send(wstest.Text(`{"id":2,"subscribe":{"topic":"t"}}`)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bus := newHistoryBus(t)
+			bus.read = make(chan struct{}, 1)
+			cfg := server.Config{Bus: bus, AuthTimeout: wstest.Timeout}
+			if name == "late" {
+				cfg.AuthTimeout = 50 * time.Millisecond
+			}
+			srv, addr := serve(t, cfg)
+			_, w := arrive(t, addr, "/ws?topics=t")
+			publish(t, srv, "t", "1")
+			c, _ := arrive(t, addr, "/ws")
+			at := w.Topics["t"]
+			c.Send(wstest.Text(fmt.Sprintf(`{"id":1,"subscribe":{"topic":"t","after":%d,"epoch":%q}}`, at.Seq, at.Epoch)))
+			<-bus.read
+			act(t, c)
+			<-bus.read
+			server.Eventually(t, "the topic has one subscriber, or two", func() bool {
+				_, n, _ := srv.Topic("t")
+				return n == 1 && name != "again" || n == 2
+			})
+		})
+	}
 }

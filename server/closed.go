@@ -24,6 +24,11 @@ func (srv *Server) leaveAll(t *engine.Turn, c *engine.Conn, s *session) {
 	if s.ref != 0 {
 		srv.hub.logout(s)
 	}
+	if s.more != nil {
+		for _, k := range s.more.catching {
+			defer srv.letGo(s, k)
+		}
+	}
 	for sub := range s.each {
 		sub.group.Remove(t, c)
 	}

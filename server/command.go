@@ -61,13 +61,10 @@ func (srv *Server) command(t *engine.Turn, c *engine.Conn, cmd *wire.Command) {
 	case wire.Subscribe:
 		srv.subscribe(t, c, cmd)
 	case wire.Unsubscribe:
-		s := srv.session(t, c)
-		sub := s.find(r.Topic)
-		if sub == nil {
+		if !srv.unsubscribe(t, c, r.Topic) {
 			srv.refuse(t, c, r, &wire.Error{Code: wire.NotSubscribed, Message: "not subscribed to this topic"})
 			return
 		}
-		srv.unsubscribe(t, c, s, sub)
 		srv.answer(t, c, r)
 	case wire.Publish:
 		srv.publish(t, c, cmd)
@@ -135,7 +132,7 @@ type subscribeJob struct {
 // subscribe joins c to a topic. It takes effect, and is answered, at its place
 // in the shard's inbox: with the position behind which messages follow.
 func (srv *Server) subscribe(t *engine.Turn, c *engine.Conn, cmd *wire.Command) {
-	if s := srv.session(t, c); s.find(peek(cmd.Topic)) == nil && srv.full(s) {
+	if s := srv.session(t, c); !s.has(peek(cmd.Topic)) && srv.full(s) {
 		srv.refuse(t, c, reply(cmd), srv.tooManyTopics())
 		return
 	}
@@ -167,9 +164,12 @@ func (j *subscribeJob) Done(t *engine.Turn, c *engine.Conn) {
 	j.conn.srv.goOn(t, c)
 }
 
+// resumes reports whether c is given what it missed.
+func (j *subscribeJob) resumes() bool { return j.hasAfter && j.conn.srv.hub.history != nil }
+
 func (j *subscribeJob) join(t *engine.Turn, c *engine.Conn) {
 	srv := j.conn.srv
-	if sub := srv.session(t, c).find(j.reply.Topic); sub != nil { // it is told again
+	if sub := srv.session(t, c).find(j.reply.Topic); sub != nil && !j.resumes() { // it is told again
 		srv.hub.reannounce(sub, func(sub *subset, at wire.Position) { j.behind(c, sub, at) })
 		return
 	}
@@ -206,13 +206,18 @@ func (j *subscribeJob) fail(t *engine.Turn, c *engine.Conn) {
 
 func (j *subscribeJob) enterOne(t *engine.Turn, c *engine.Conn, held *topic) {
 	srv, s := j.conn.srv, j.conn.srv.session(t, c)
-	switch {
-	case s.find(j.reply.Topic) != nil: // a backend was sooner, while c waited
+	if s.find(j.reply.Topic) != nil && !j.resumes() { // a backend was sooner, while c waited
 		srv.hub.release([]*topic{held})
 		j.join(t, c)
+		return
+	}
+	srv.unsubscribe(t, c, j.reply.Topic) // if it is subscribed, or catches up, it begins anew
+	switch {
 	case srv.full(s): // a backend has added to them
 		srv.hub.release([]*topic{held})
 		srv.refuse(t, c, j.reply, srv.tooManyTopics())
+	case j.resumes():
+		srv.resume(t, c, s, held, j)
 	default:
 		s.add(srv.hub.enter(held, t.Shard(), func(sub *subset, at wire.Position) { j.behind(c, sub, at) }))
 	}

@@ -69,8 +69,8 @@
 //
 // # Not done here
 //
-// TLS, history, presence, compression. A client that was away is told which
-// messages it missed, and is not given them.
+// TLS, presence, compression. No history is kept here: a client that was away is
+// told which messages it missed, and is given them if Config.Bus is a [History].
 //
 // docs/design.md tells how it works inside.
 package server

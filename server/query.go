@@ -78,6 +78,11 @@ func (l *topicList) Do(t *engine.Turn, c *engine.Conn) {
 	for sub := range l.srv.session(t, c).each {
 		l.topics = append(l.topics, sub.topic.flow.Name)
 	}
+	if s := l.srv.session(t, c); s.more != nil {
+		for _, k := range s.more.catching {
+			l.topics = append(l.topics, k.topic.flow.Name)
+		}
+	}
 }
 
 // Subscriber is a connection that is subscribed to a topic.

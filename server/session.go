@@ -20,9 +20,10 @@ type session struct {
 
 // sessionMore is what few sessions have.
 type sessionMore struct {
-	subs     []*subset // beyond session.subs
-	commands []byte    // of a message whose command is in a call: those behind it
-	own      *personal // what its Identity has beside a user
+	subs     []*subset   // beyond session.subs
+	commands []byte      // of a message whose command is in a call: those behind it
+	own      *personal   // what its Identity has beside a user
+	catching []*catching // subscriptions that catch up; the first of them reads
 }
 
 // sessionsPage is so many that a page, of 56 bytes each, just fits a size class
@@ -90,12 +91,44 @@ func (s *session) each(yield func(*subset) bool) {
 	}
 }
 
-// topics returns how many subscriptions there are.
+// topics returns how many subscriptions there are, with those that catch up.
 func (s *session) topics() (n int) {
 	for range s.each {
 		n++
 	}
+	if s.more != nil {
+		n += len(s.more.catching)
+	}
 	return n
+}
+
+// first returns the first of the subscriptions that catch up, or nil.
+func (s *session) first() *catching {
+	if s.more == nil || len(s.more.catching) == 0 {
+		return nil
+	}
+	return s.more.catching[0]
+}
+
+// findCatching returns the subscription of a topic if it catches up, or nil.
+func (s *session) findCatching(topic string) *catching {
+	if s.more != nil {
+		for _, k := range s.more.catching {
+			if k.topic.flow.Name == topic {
+				return k
+			}
+		}
+	}
+	return nil
+}
+
+// has reports whether there is a subscription of a topic, live or catching up.
+func (s *session) has(topic string) bool { return s.find(topic) != nil || s.findCatching(topic) != nil }
+
+func (s *session) removeCatching(k *catching) {
+	i := slices.Index(s.more.catching, k)
+	s.more.catching = slices.Delete(s.more.catching, i, i+1)
+	s.slim()
 }
 
 func (s *session) add(sub *subset) {
@@ -133,7 +166,7 @@ func (s *session) moreOf() *sessionMore {
 
 // slim lets go of what is not needed any more.
 func (s *session) slim() {
-	if m := s.more; m != nil && len(m.subs) == 0 && len(m.commands) == 0 && m.own == nil {
+	if m := s.more; m != nil && len(m.subs) == 0 && len(m.commands) == 0 && len(m.catching) == 0 && m.own == nil {
 		s.more = nil
 	}
 }

@@ -30,6 +30,7 @@ func (t *topic) ready() bool { return t.epoch != unready && t.epoch != refused }
 // It is guarded by that stripe.
 type busSide struct {
 	waiting map[*topic]*waiting      // that are not ready, and for which a connection waits
+	tails   map[*topic]*tail         // of those with which somebody catches up
 	lost    map[string]time.Duration // when to ask again for topics with subscribers that the bus has no more
 	calls   []busCall                // of the bus, in this order
 	made    int                      // so many of them
@@ -282,6 +283,9 @@ func (h *hub) missedLocked(t *topic, at Position) {
 		return
 	}
 	t.seq = at.Seq
+	if tl := h.tailLocked(t); tl != nil {
+		tl.clear()
+	}
 	if t.subs == nil {
 		return // it lingers
 	}

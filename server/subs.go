@@ -61,11 +61,21 @@ func (w *subscribing) Gone() {
 	w.srv.hub.release(w.topics)
 }
 
-// unsubscribe takes c out of a topic.
-func (srv *Server) unsubscribe(t *engine.Turn, c *engine.Conn, s *session, sub *subset) {
+// unsubscribe takes c out of a topic, and reports whether it was in it.
+func (srv *Server) unsubscribe(t *engine.Turn, c *engine.Conn, topic string) bool {
+	s := srv.session(t, c)
+	if k := s.findCatching(topic); k != nil {
+		srv.giveUp(t, c, s, k, tooLate)
+		return true
+	}
+	sub := s.find(topic)
+	if sub == nil {
+		return false
+	}
 	s.remove(sub)
 	sub.group.Remove(t, c)
 	srv.hub.leave(sub)
+	return true
 }
 
 // joining is a subscription that takes effect in its turn. The client has been
@@ -92,18 +102,13 @@ type entering struct {
 	gap   wire.Gap // if the client is told NotRecovered
 }
 
-// resume decides what to tell a client that was at after. Live topics keep
-// nothing, so it has everything or is told which range it missed.
+// resume decides what to tell a client that was at after, where the bus has no
+// [History]: it has everything, or is told which range it missed.
 func (e *entering) resume(after uint64, epoch string) {
-	at := e.reply.At
-	if epoch == at.Epoch && after == at.Seq {
-		e.reply.Recovered = wire.Recovered
-		return
-	}
-	e.reply.Recovered = wire.NotRecovered
-	e.gap = wire.Gap{Topic: e.reply.Topic, Epoch: at.Epoch, From: after + 1, To: at.Seq, Reason: "retention"}
-	if epoch != at.Epoch || after > at.Seq {
-		e.gap.From, e.gap.Reason = 1, "epoch"
+	var some bool
+	e.reply.Recovered = wire.Recovered
+	if e.gap, some = missed(e.reply.Topic, wire.Position{Seq: after, Epoch: epoch}, e.reply.At); some {
+		e.reply.Recovered = wire.NotRecovered
 	}
 }
 
@@ -112,10 +117,19 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 	if !c.Open() {
 		return
 	}
-	e.joining.Do(t, c)
+	name := e.sub.topic.flow.Name
+	s := e.srv.session(t, c)
+	switch sub := s.find(name); {
+	case sub == e.sub:
+		e.sub.group.Add(t, c)
+	case sub == nil && s.has(name): // it catches up: what this would tell does not hold any more
+		e.srv.counts.commands.Add(string(tooLate.Code))
+		e.reply.Err = tooLate
+	default: // it has unsubscribed already
+	}
 	codec := codecs[c.Codec()]
 	var missed []byte
-	if e.reply.Recovered == wire.NotRecovered {
+	if e.reply.Recovered == wire.NotRecovered && e.reply.Err.Code == "" {
 		missed = codec.AppendMissed(nil, e.gap)
 	}
 	t.Send(c, codec.AppendReply(nil, e.reply), missed)

@@ -192,25 +192,31 @@ func (e *enrollment) Do(t *engine.Turn, c *engine.Conn) {
 	}
 	e.there = true
 	s := e.srv.session(t, c)
-	sub := s.find(e.topic)
 	switch {
-	case e.off && sub != nil:
-		joined := sub.group.Has(t, c)
-		e.srv.unsubscribe(t, c, s, sub)
-		if told := (cancelled{e.srv, e.topic}); joined {
-			told.Do(t, c)
-		} else { // behind the answer to the client's subscribe, which is on its way
-			e.srv.engine.Behind(&sub.group, c.Ref(), told)
-		}
-		e.done = true
 	case e.off:
-	case sub == nil && e.srv.full(s):
-		e.err = fmt.Errorf("%w: the limit is %d", ErrTooManyTopics, e.srv.cfg.MaxTopics)
-	case sub == nil:
-		e.done = e.enter(t, c, s)
-	default:
+		e.done = e.leave(t, c, s)
+	case s.has(e.topic):
 		e.done = true
+	case e.srv.full(s):
+		e.err = fmt.Errorf("%w: the limit is %d", ErrTooManyTopics, e.srv.cfg.MaxTopics)
+	default:
+		e.done = e.enter(t, c, s)
 	}
+}
+
+// leave takes c out of the topic. It is told at once, or behind the answer to its
+// subscribe if that is on its way.
+func (e *enrollment) leave(t *engine.Turn, c *engine.Conn, s *session) bool {
+	sub := s.find(e.topic)
+	waits := sub != nil && !sub.group.Has(t, c)
+	done := e.srv.unsubscribe(t, c, e.topic)
+	switch told := (cancelled{e.srv, e.topic}); {
+	case waits:
+		e.srv.engine.Behind(&sub.group, c.Ref(), told)
+	case done:
+		told.Do(t, c)
+	}
+	return done
 }
 
 // enter joins c to the topic, which enroll holds: that it is not ready any more is
@@ -255,7 +261,8 @@ func (e cancelled) Do(t *engine.Turn, c *engine.Conn) {
 	if !c.Open() {
 		return
 	}
-	if sub := e.srv.session(t, c).find(e.topic); sub == nil || !sub.group.Has(t, c) { // else it was renewed, and that was told
+	s := e.srv.session(t, c)
+	if sub := s.find(e.topic); sub == nil && !s.has(e.topic) || sub != nil && !sub.group.Has(t, c) { // else it was renewed, and that was told
 		t.Send(c, codecs[c.Codec()].AppendCancel(nil, wire.Cancel{Topic: e.topic, Reason: "unsubscribed"}))
 	}
 }

@@ -19,7 +19,8 @@ type hub struct {
 	bus    Bus
 	srv    *Server
 
-	immediate bool // the bus is [Immediate]
+	immediate bool    // the bus is [Immediate]
+	history   History // the bus, if it is one
 
 	// Beside each stripe of topics; guarded by that stripe.
 	lingering [64]lingering
@@ -36,6 +37,7 @@ func newHub(srv *Server) *hub {
 		h.bus = localBus{h}
 	}
 	_, h.immediate = h.bus.(Immediate)
+	h.history, _ = h.bus.(History)
 	return h
 }
 
@@ -151,6 +153,12 @@ func (h *hub) enter(t *topic, shard int, behind func(*subset, wire.Position)) *s
 	st := h.topics.stripe(t.flow.Name)
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	sub := h.enterLocked(t, shard)
+	behind(sub, h.position(t))
+	return sub
+}
+
+func (h *hub) enterLocked(t *topic, shard int) *subset {
 	sub := t.subs
 	for sub != nil && sub.shard != int32(shard) {
 		sub = sub.next
@@ -161,7 +169,6 @@ func (h *hub) enter(t *topic, shard int, behind func(*subset, wire.Position)) *s
 	}
 	sub.n++
 	h.subscriptions.Add(1)
-	behind(sub, h.position(t))
 	return sub
 }
 
@@ -238,8 +245,8 @@ func (h *hub) findLocked(st *stripe[*topic], name string) *topic {
 // deliverLocked encodes p, which stands at t.seq, and appends it to the inbox of
 // every shard with a subscriber. The caller holds t's stripe.
 func (h *hub) deliverLocked(t *topic, p *Publication) {
-	m := h.srv.flight.take(p.Origin)
-	if t.subs == nil { // it lingers
+	m, tl := h.srv.flight.take(p.Origin), h.tailLocked(t)
+	if t.subs == nil && tl == nil { // it lingers
 		if m != nil {
 			m.Delivered()
 		}
@@ -253,7 +260,14 @@ func (h *hub) deliverLocked(t *topic, p *Publication) {
 	if m.Policy != engine.Disconnect || m.Expires != 0 {
 		m.Epoch = h.position(t).Epoch // a gap names it
 	}
-	h.srv.engine.Encode(&m.Parcel, wire.Message{Topic: t.flow.Name, Seq: t.seq, ID: p.Message.ID, Urgency: p.Message.Urgency, Data: p.Message.Data}, false)
+	h.srv.engine.Encode(&m.Parcel, wire.Message{Topic: t.flow.Name, Seq: t.seq, ID: p.Message.ID, Urgency: p.Message.Urgency, Data: p.Message.Data}, tl != nil)
+	if tl != nil {
+		tl.keep(&m.Parcel, h.page())
+	}
+	if t.subs == nil {
+		m.Delivered()
+		return
+	}
 	h.sendLocked(t, &m.Parcel)
 }
 

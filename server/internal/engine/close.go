@@ -216,6 +216,35 @@ func (t *Turn) sendClose(c *Conn, code wire.CloseCode, reason string) {
 	}
 }
 
+// readClosing looks for the peer's answer to our Close frame and throws away
+// everything else. When it has come, and all of ours has left, the socket is
+// closed: the server is the first to do so, RFC 6455 section 7.1.1.
+func (t *Turn) readClosing(c *Conn, b []byte) {
+	var own wire.Reader
+	in := &own
+	if c.ext != nil {
+		in = &c.ext.in
+	}
+	for len(b) > 0 && c.flags&(flagGarbled|flagPeerDone) == 0 {
+		f, n, done, bad := in.Next(b, t.limits)
+		b = b[n:]
+		switch {
+		case bad.Code != 0:
+			c.flags |= flagGarbled
+		case done && f.Op == ws.OpClose:
+			c.flags |= flagPeerDone
+		}
+	}
+	switch {
+	case c.flags&flagPeerDone != 0 && c.flags&flagFinished != 0:
+		t.die(c)
+	case c.flags&flagGarbled != 0:
+		in.Reset(0)
+	default:
+		t.keep(c, in)
+	}
+}
+
 // finishIfSent is finish, if nothing waits for a closing connection.
 func (t *Turn) finishIfSent(c *Conn) {
 	if c.state == stateClosing && (c.ext == nil || c.ext.out.empty()) {

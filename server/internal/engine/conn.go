@@ -84,6 +84,17 @@ func (t *Turn) extraOf(c *Conn) *extra {
 	return c.ext
 }
 
+// keep moves what is unfinished to c's own reader, and returns that. It does
+// nothing if in is c's already, or empty.
+func (t *Turn) keep(c *Conn, in *wire.Reader) *wire.Reader {
+	if in.Empty() || c.ext != nil && in == &c.ext.in {
+		return in
+	}
+	x := t.extraOf(c)
+	in.MoveTo(&x.in)
+	return &x.in
+}
+
 // slim gives c's extra back when nothing needs it: an idle connection keeps no
 // buffer (docs/design.md, law 7). If something in it is needed, the empty
 // buffers go.

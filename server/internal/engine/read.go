@@ -106,46 +106,6 @@ func (t *Turn) parse(c *Conn, b []byte) (rest []byte) {
 	return b
 }
 
-// keep moves what is unfinished to c's own reader, and returns that. It does
-// nothing if in is c's already, or empty.
-func (t *Turn) keep(c *Conn, in *wire.Reader) *wire.Reader {
-	if in.Empty() || c.ext != nil && in == &c.ext.in {
-		return in
-	}
-	x := t.extraOf(c)
-	in.MoveTo(&x.in)
-	return &x.in
-}
-
-// readClosing looks for the peer's answer to our Close frame and throws away
-// everything else. When it has come, and all of ours has left, the socket is
-// closed: the server is the first to do so, RFC 6455 section 7.1.1.
-func (t *Turn) readClosing(c *Conn, b []byte) {
-	var own wire.Reader
-	in := &own
-	if c.ext != nil {
-		in = &c.ext.in
-	}
-	for len(b) > 0 && c.flags&(flagGarbled|flagPeerDone) == 0 {
-		f, n, done, bad := in.Next(b, t.limits)
-		b = b[n:]
-		switch {
-		case bad.Code != 0:
-			c.flags |= flagGarbled
-		case done && f.Op == ws.OpClose:
-			c.flags |= flagPeerDone
-		}
-	}
-	switch {
-	case c.flags&flagPeerDone != 0 && c.flags&flagFinished != 0:
-		t.die(c)
-	case c.flags&flagGarbled != 0:
-		in.Reset(0)
-	default:
-		t.keep(c, in)
-	}
-}
-
 // frame acts on one message or control frame.
 func (t *Turn) frame(c *Conn, f wire.Frame) {
 	if f.Op.IsControl() && !t.controlAllowed(c) {
