@@ -976,6 +976,8 @@ func (s *clientele) calm() {
 			w.fail("client %d has hung up and is not closed", c.id)
 		case len(c.In) > 0 && !c.Gone && c.open():
 			w.fail("client %d has sent %d bytes that the server does not read", c.id, len(c.In))
+		case c.mute && !c.Gone && !c.Broken:
+			w.fail("client %d has sent half a message, and is not closed", c.id)
 		case !c.upgrade && c.talks() && !c.Broken:
 			w.fail("client %d has no answer to its head", c.id)
 		}

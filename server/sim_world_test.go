@@ -439,10 +439,10 @@ func (w *world) returned() {
 		}
 		w.callers = slices.Delete(w.callers, i, i+1)
 		i--
-		c.cancel()
 		if c.then != nil {
-			c.then()
+			c.then() // it may ask whether ctx has ended
 		}
+		c.cancel()
 	}
 }
 

@@ -252,7 +252,9 @@ func (p *Probe) checkExtra(c *Conn) (n int, err error) {
 // simulation has failed.
 func (p *Probe) Abandon() {
 	for _, l := range p.e.listeners {
-		close(l.ended)
+		if !l.closed {
+			close(l.ended)
+		}
 	}
 	p.e.listeners = nil
 	p.e.conns.Store(0)
