@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	"github.com/tocsin-push/tocsin/server/internal/engine"
 	"github.com/tocsin-push/tocsin/wire"
 )
@@ -73,8 +75,29 @@ func (srv *Server) unsubscribe(t *engine.Turn, c *engine.Conn, topic string) boo
 		return false
 	}
 	s.remove(sub)
-	sub.group.Remove(t, c)
+	if sub.group.Has(t, c) {
+		sub.group.Remove(t, c)
+	} else {
+		m := s.moreOf()
+		m.revoked = append(m.revoked, sub)
+	}
 	srv.hub.leave(sub)
+	return true
+}
+
+// takeEffect adds c to the members of a topic, at the place of its subscription
+// among the topic's messages, unless it has unsubscribed since.
+func (srv *Server) takeEffect(t *engine.Turn, c *engine.Conn, sub *subset) (subscribed bool) {
+	s := srv.session(t, c)
+	if m := s.more; m != nil {
+		// It may have subscribed again: that takes effect at its own place.
+		if i := slices.Index(m.revoked, sub); i >= 0 {
+			m.revoked = slices.Delete(m.revoked, i, i+1)
+			s.slim()
+			return false
+		}
+	}
+	sub.group.Add(t, c)
 	return true
 }
 
@@ -87,11 +110,8 @@ type joining struct {
 
 // Do implements engine.Task.
 func (j *joining) Do(t *engine.Turn, c *engine.Conn) {
-	if !c.Open() {
-		return
-	}
-	if j.srv.session(t, c).find(j.sub.topic.flow.Name) == j.sub { // else it has unsubscribed already
-		j.sub.group.Add(t, c)
+	if c.Open() {
+		j.srv.takeEffect(t, c, j.sub)
 	}
 }
 
@@ -100,6 +120,7 @@ type entering struct {
 	joining
 	reply wire.Reply
 	gap   wire.Gap // if the client is told NotRecovered
+	again bool     // it had subscribed before, and is only told
 }
 
 // resume decides what to tell a client that was at after, where the bus has no
@@ -117,15 +138,13 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 	if !c.Open() {
 		return
 	}
+	if !e.again {
+		e.joining.Do(t, c)
+	}
 	name := e.sub.topic.flow.Name
-	s := e.srv.session(t, c)
-	switch sub := s.find(name); {
-	case sub == e.sub:
-		e.sub.group.Add(t, c)
-	case sub == nil && s.has(name): // it catches up: what this would tell does not hold any more
+	if s := e.srv.session(t, c); s.find(name) == nil && s.has(name) { // it catches up: what this would tell does not hold any more
 		e.srv.counts.commands.Add(string(tooLate.Code))
 		e.reply.Err = tooLate
-	default: // it has unsubscribed already
 	}
 	codec := codecs[c.Codec()]
 	var missed []byte

@@ -243,10 +243,8 @@ type enrolled struct {
 
 // Do implements engine.Task.
 func (e *enrolled) Do(t *engine.Turn, c *engine.Conn) {
-	topic := e.sub.topic.flow.Name
-	if c.Open() && e.srv.session(t, c).find(topic) == e.sub { // else it has ended already
-		e.sub.group.Add(t, c)
-		t.Send(c, codecs[c.Codec()].AppendSubscribed(nil, topic, e.at))
+	if c.Open() && e.srv.takeEffect(t, c, e.sub) {
+		t.Send(c, codecs[c.Codec()].AppendSubscribed(nil, e.sub.topic.flow.Name, e.at))
 	}
 }
 
