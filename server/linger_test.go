@@ -299,3 +299,43 @@ func TestBusSubscriptionsPair(t *testing.T) {
 		}
 	}
 }
+
+// A subscription that was ended before it took effect does not, also if the
+// connection has subscribed again by then: that has a place of its own.
+func TestRenewedSubscriptionHasItsOwnPlace(t *testing.T) {
+	s := newSim(t, 1, Config{})
+	s.dial("/ws?topics=news")
+	p := s.dial("/ws")
+	turn, c, subs := s.probe.Begin(0), s.slot(p).Conn, s.session(p)
+	subscribe := func() wire.Position {
+		topic, _ := s.srv.hub.hold("news")
+		return s.srv.enterEarly(turn, c, subs, topic)
+	}
+	publish := func() {
+		if _, err := s.srv.Publish(t.Context(), "news", Message{Data: []byte("1")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	subscribe()
+	publish() // the first of its messages
+	s.srv.unsubscribe(turn, c, subs, subs.find("news"))
+	publish() // nothing to it
+	at := subscribe()
+	publish()
+	s.run()
+	var got []uint64
+	for _, f := range p.frames() {
+		e, err := tocsin.ParseEvent(f.Payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e.Message.Seq)
+	}
+	if at.Seq != 2 || !slices.Equal(got, []uint64{3}) {
+		t.Errorf("subscribed at %+v it gets %d", at, got)
+	}
+	if subs.more != nil {
+		t.Errorf("its session keeps %+v", *subs.more)
+	}
+	s.check()
+}
