@@ -318,7 +318,7 @@ func TestRenewedSubscriptionHasItsOwnPlace(t *testing.T) {
 	}
 	subscribe()
 	publish() // the first of its messages
-	s.srv.unsubscribe(turn, c, subs, subs.find("news"))
+	s.srv.unsubscribe(turn, c, "news")
 	publish() // nothing to it
 	at := subscribe()
 	publish()

@@ -21,22 +21,23 @@ func simShutdown(w *world) feature {
 			if stopping == nil || stopping.done {
 				return false
 			}
+			w.hasty = true
 			stopping.cancel()
 			return true
 		}},
 	}}
 }
 
-// shutdown begins a Shutdown. Of several all return when everything has ended.
+// shutdown begins a Shutdown. Of several all return when everything has ended,
+// with the error of the first.
 func (w *world) shutdown() *caller {
 	w.stopping = true
 	return w.call("a shutdown", func(ctx context.Context) func() {
 		err := w.srv.Shutdown(ctx)
 		return func() {
-			if err != nil && ctx.Err() == nil {
+			if err != nil && !w.hasty {
 				w.fail("Shutdown: %v", err)
 			}
-			w.hasty = w.hasty || err != nil || ctx.Err() != nil
 			w.ended()
 		}
 	})
