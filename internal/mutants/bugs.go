@@ -207,7 +207,6 @@ var bugs = []bug{
 	},
 	{
 		name: "a refusal has no end of file behind it",
-		row:  "X16",
 		file: "server/internal/engine/close.go",
 		old: `t.flushReplies(c)
 	t.finishIfSent(c)`,
@@ -215,7 +214,7 @@ var bugs = []bug{
 	},
 	{
 		name: "whoever has answered our Close is kept until the timeout",
-		file: "server/internal/engine/read.go",
+		file: "server/internal/engine/close.go",
 		old: `case c.flags&flagPeerDone != 0 && c.flags&flagFinished != 0:
 		t.die(c)`,
 		new: `case c.flags&flagPeerDone != 0 && c.flags&flagFinished != 0:`,
@@ -505,9 +504,10 @@ var bugs = []bug{
 		name: "whoever has unsubscribed still gets messages",
 		row:  "A6",
 		file: "server/subs.go",
-		old: `s.remove(sub)
-	sub.group.Remove(t, c)`,
-		new: `s.remove(sub)`,
+		old: `if sub.group.Has(t, c) {
+		sub.group.Remove(t, c)
+	} else {`,
+		new: `if !sub.group.Has(t, c) {`,
 	},
 	{
 		name: "the next connection of a slot gets the messages of the one before it",
@@ -517,9 +517,11 @@ var bugs = []bug{
 	},
 	{
 		name: "who subscribes again is a subscriber twice",
-		file: "server/command.go",
-		old:  `sub != nil { // it is told again`,
-		new:  `sub != nil && j.hasAfter {`,
+		file: "server/topics.go",
+		old:  `behind(sub, h.position(sub.topic))`,
+		new: `sub.n++
+	sub.topic.n++
+	behind(sub, h.position(sub.topic))`,
 	},
 	{
 		name: "a name that comes twice in a handshake is subscribed to twice",
@@ -550,10 +552,12 @@ var bugs = []bug{
 	codec := codecs[c.Codec()]`,
 	},
 	{
-		name: "a shard with one subscriber left gets no messages",
+		name: "of the shards of a topic the last gets no messages",
 		file: "server/topics.go",
-		old:  `if sub.n--; sub.n == 0 {`,
-		new:  `if sub.n--; sub.n <= 1 {`,
+		old: `p.Share(n, shards)
+	for sub := t.subs; sub != nil; sub = sub.next {`,
+		new: `p.Share(n, shards)
+	for sub := t.subs; sub != nil && (sub.next != nil || sub == t.subs); sub = sub.next {`,
 	},
 	{
 		name: "a topic forgets its place with its last subscriber",

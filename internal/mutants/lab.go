@@ -43,7 +43,7 @@ type lab struct {
 // build builds the tests of package server, with a bug unless it is nil.
 func (l *lab) build(ctx context.Context, b *bug) (binary string, err error) {
 	binary = filepath.Join(l.tmp, "clean.test")
-	args := []string{"test", "-c", "-vet=off", "-o", binary}
+	args := []string{"test", "-c", "-vet=off", "-ldflags=-w", "-o", binary}
 	if b != nil {
 		overlay, err := l.overlay(b)
 		if err != nil {

@@ -36,7 +36,10 @@ type options struct {
 
 func main() {
 	o, err := parse(os.Args[1:])
-	if err != nil {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
 		os.Exit(2) // it has been told
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -50,6 +53,10 @@ func main() {
 
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("mutants", flag.ContinueOnError)
+	f.Usage = func() {
+		fmt.Fprintln(f.Output(), "mutants plants bugs in package server, one at a time, and has its simulation find each: docs/simulation.md")
+		f.PrintDefaults()
+	}
 	run := f.String("run", "", "plant only the bugs whose name, row or file matches this `regexp`, and write no table")
 	f.BoolVar(&o.none, "none", false, "plant no bug: run -seeds seeds and say what happened in them")
 	f.Uint64Var(&o.seeds, "seeds", 10_000, "how many seeds -none runs")

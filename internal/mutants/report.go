@@ -136,7 +136,7 @@ func (l *lab) runAll(ctx context.Context) error {
 		all.Go(func() {
 			for {
 				mu.Lock()
-				s := span{next, min(10*chunk, end-next)}
+				s := span{next, min(chunk, end-next)}
 				next += s.n
 				mu.Unlock()
 				if s.n == 0 || ctx.Err() != nil {
