@@ -959,7 +959,7 @@ func (s *clientele) flood() bool {
 func (s *clientele) still() {
 	for _, c := range s.w.clients {
 		if c.agreed && !c.Gone && !c.Broken && c.bad == 0 {
-			s.w.fail("client %d has answered the Close frame, and its connection is open", c.id)
+			s.w.fail("client %d (descriptor %d) has answered the Close frame, and its connection is open", c.id, c.FD)
 		}
 	}
 }

@@ -89,10 +89,7 @@ func (t *Turn) parse(c *Conn, b []byte) (rest []byte) {
 		began = began || !in.InMessage()
 		t.shard.count.framesIn.Add(1)
 		t.frame(c, f)
-		if c.state != stateOpen {
-			return nil
-		}
-		if c.flags&flagCall != 0 {
+		if c.state != stateOpen || c.flags&flagCall != 0 {
 			break
 		}
 	}
@@ -100,7 +97,11 @@ func (t *Turn) parse(c *Conn, b []byte) (rest []byte) {
 		c.ext.began = t.now
 	}
 	t.flushReplies(c)
-	if c.flags&flagCall == 0 || len(b) == 0 { // all of it was taken, or sending the replies has ended c
+	switch {
+	case len(b) == 0 || c.state == stateDead:
+		return nil
+	case c.state == stateClosing: // the peer's answer may stand there, or a frame before it may begin
+		t.readClosing(c, b)
 		return nil
 	}
 	return b
