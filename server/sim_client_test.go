@@ -386,6 +386,7 @@ func (c *simClient) refused(a *simAsk, e *wire.Error) {
 	case e.Code == wire.Busy && a.verb == "publish":
 	case e.Code == wire.Forbidden && c.forbidden(a, e.Message):
 	case e.Code == wire.Internal && c.w.cfg.Bus != nil:
+	case a.verb == "subscribe" && e.Code == tooLate.Code && e.Message == tooLate.Message:
 	default:
 		c.w.fail("client %d was refused a %s of %q: %+v", c.id, a.verb, a.topic, *e)
 	}

@@ -142,7 +142,7 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 		e.joining.Do(t, c)
 	}
 	name := e.sub.topic.flow.Name
-	if s := e.srv.session(t, c); s.find(name) == nil && s.has(name) { // it catches up: what this would tell does not hold any more
+	if s := e.srv.session(t, c); s.find(name) == nil && (e.again || s.has(name)) { // it has ended, or catches up: what this would tell does not hold any more
 		e.srv.counts.commands.Add(string(tooLate.Code))
 		e.reply.Err = tooLate
 	}
