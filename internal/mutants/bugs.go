@@ -539,9 +539,9 @@ var bugs = []bug{
 	{
 		name: "the epoch is not compared when a client comes back",
 		row:  "L7",
-		file: "server/subs.go",
-		old:  `if epoch == at.Epoch && after == at.Seq {`,
-		new:  `if after == at.Seq {`,
+		file: "server/history.go",
+		old:  `return gap, after != at`,
+		new:  `return gap, after.Seq != at.Seq`,
 	},
 	{
 		name: "the position that a subscriber is told is that of a later moment",
@@ -678,5 +678,51 @@ var bugs = []bug{
 		file: "server/internal/engine/drain.go",
 		old:  `% d.retryWindow`,
 		new:  `% (30 * d.retryWindow)`,
+	},
+
+	// What the simulation has found itself.
+	{
+		name: "a send that a signal interrupts is taken for a full socket",
+		file: "server/internal/engine/transport.go",
+		old:  `if n, errno = t.kernel.Send(int(c.fd), b); errno != netpoll.EINTR {`,
+		new: `if n, errno = t.kernel.Send(int(c.fd), b); errno == netpoll.EINTR {
+			return 0, netpoll.EAGAIN
+		} else {`,
+	},
+	{
+		name: "a pong goes before the answer to the handshake",
+		file: "server/internal/engine/outbox.go",
+		old:  `if o.off > 0 || len(o.q) > 0 && o.q[0].b[0]&0x80 == 0 {`,
+		new:  `if o.off > 0 {`,
+	},
+	{
+		name: "what stands behind a frame that ends a connection is thrown away",
+		file: "server/internal/engine/read.go",
+		old:  "t.readClosing(c, b)\n\t\treturn nil",
+		new:  `return nil`,
+	},
+	{
+		name: "a subscription that was ended takes effect when it is renewed",
+		file: "server/subs.go",
+		old:  `m.revoked = append(m.revoked, sub)`,
+		new:  `_ = m`,
+	},
+	{
+		name: "an ok comes behind the end of its subscription",
+		file: "server/subs.go",
+		old:  `(e.again || s.has(name))`,
+		new:  `s.has(name)`,
+	},
+	{
+		name: "a subscription that is renewed at once is not told to have ended",
+		file: "server/target.go",
+		old:  `|| sub != nil && !sub.group.Has(t, c) { // else`,
+		new:  `{ // else`,
+	},
+	{
+		name: "a bus that has lost a topic and does not answer is not asked again",
+		file: "server/sink.go",
+		old:  `b.lost[name] = now + h.srv.cfg.AuthTimeout`,
+		new:  `b.lost[name] = now + 1000*h.srv.cfg.AuthTimeout`,
 	},
 }
