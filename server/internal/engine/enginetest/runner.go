@@ -253,6 +253,9 @@ func (r runner) Watch(fd int, ready func()) error {
 }
 
 func (r runner) Rearm(fd int) error {
+	if fd < len(r.k.sets) { // that of a listener is done with its lock held
+		r.k.interrupted()
+	}
 	if w := r.k.sched.watches[fd]; w != nil {
 		w.armed = true
 	}
@@ -468,9 +471,11 @@ func (k *Kernel) choices(inside bool) []choice {
 		all = append(all, choice{'d', 0})
 	}
 	if !inside {
+		s.mu.Lock()
 		for i := range s.parked {
 			all = append(all, choice{'p', i})
 		}
+		s.mu.Unlock()
 	}
 	s.scratch = all
 	return all
