@@ -273,6 +273,9 @@ func (w *world) rest() {
 		}
 	}
 	w.look(false)
+	if err := w.probe.Unserved(); err != nil {
+		w.fail("%v", err)
+	}
 }
 
 // pass lets time pass, as short as possible from timer to timer.

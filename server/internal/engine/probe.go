@@ -261,3 +261,17 @@ func (p *Probe) Abandon() {
 	p.e.counts.waitingCalls.Store(0)
 	p.e.drain.signal()
 }
+
+// Unserved reports a shard that has something to do and will not be given a turn
+// for it, when nothing runs.
+func (p *Probe) Unserved() error {
+	for _, s := range p.e.shards {
+		s.inbox.mu.Lock()
+		n := len(s.inbox.items) + len(s.inbox.accepted) + len(s.items) - s.done + len(s.unread)
+		s.inbox.mu.Unlock()
+		if n > 0 && s.state.Load() == shardIdle && !p.e.closed.Load() {
+			return fmt.Errorf("shard %d has %d things to do and no turn", s.index, n)
+		}
+	}
+	return nil
+}
