@@ -597,6 +597,10 @@ func (s *clientele) connect() bool {
 		}
 	}
 	w.clients = append(w.clients, c)
+	if w.Rng.IntN(8) == 0 { // it has no room for the answer
+		c.slow = true
+		c.Drain(w.Rng.IntN(100) * w.Rng.IntN(2))
+	}
 	if w.Rng.IntN(3) > 0 { // TCP_DEFER_ACCEPT
 		c.say(nil)
 	}
@@ -629,7 +633,7 @@ func (s *clientele) request(c *simClient) []byte {
 		c.wants, head = 400, bytes.Replace(head, []byte("\r\n"), []byte("\r\nHost: two\r\n"), 1)
 	case 2:
 		c.wants, head = 431, bytes.Replace(head, []byte("\r\n"), []byte("\r\nX: "+pad(9<<10)+"\r\n"), 1)
-	case 3, 4: // frames that do not wait for the answer
+	case 3, 4, 5: // frames that do not wait for the answer
 		c.pings = append(c.pings, "early")
 		c.may = append(c.may, wire.ClosePolicy) // it may stop in the middle of the frame
 		head = append(head, wstest.Encode(wstest.Ping("early"))...)
