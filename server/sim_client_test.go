@@ -45,26 +45,29 @@ type simClient struct {
 	pings  []string                 // whose pong has not come
 	passed []string                 // those of them that a later pong stands for
 
-	bad     wire.CloseCode   // what it did deserves this; 0 for nothing
-	may     []wire.CloseCode // these it may be closed with: somebody asked for it
-	slow    bool             // its socket was full, or is
-	asleep  bool             // it does not read
-	closed  bool             // it has sent Close, or says no more for another reason
-	mute    bool             // it has stopped in the middle of a frame
-	over    wire.CloseCode   // it was sent Close
-	goodbye bool             // it was told when to come back
-	agreed  bool             // it has answered the Close
-	opened  int              // the step in which it was answered 101
-	empty   time.Duration    // when it had last read all there was
-	said    int              // how often it has sent something
-	prior   int              // the same, before it began to read
-	pinged  int              // the same, before it was last pinged
-	spoke   time.Duration    // when it last sent something
-	before  time.Duration    // the same, when it began to read
-	silent  time.Duration    // for so long it was, at most, before it spoke again
-	came    time.Duration    // when it connected
-	aims    simAims
-	hooked  *simHooked // of a server with hooks; else nil
+	bad      wire.CloseCode   // what it did deserves this; 0 for nothing
+	may      []wire.CloseCode // these it may be closed with: somebody asked for it
+	slow     bool             // its socket was full, or is
+	asleep   bool             // it does not read
+	trickles bool             // a few bytes now and then
+	closed   bool             // it has sent Close, or says no more for another reason
+	mute     bool             // it has stopped in the middle of a frame
+	over     wire.CloseCode   // it was sent Close
+	goodbye  bool             // it was told when to come back
+	agreed   bool             // it has answered the Close
+	opened   int              // the step in which it was answered 101
+	empty    time.Duration    // when it had last read all there was
+	said     int              // how often it has sent something
+	prior    int              // the same, before it began to read
+	pinged   int              // the same, before it was last pinged
+	spoke    time.Duration    // when it last sent something
+	before   time.Duration    // the same, when it began to read
+	silent   time.Duration    // for so long it was, at most, before it spoke again
+	came     time.Duration    // when it connected
+	pingAt   time.Duration    // when the server last sent a ping alone
+	closeAt  time.Duration    // and a Close frame
+	aims     simAims
+	hooked   *simHooked // of a server with hooks; else nil
 }
 
 // simAsk is a command on its way.
@@ -239,6 +242,16 @@ func (c *simClient) frame(f wstest.Frame) {
 	}
 }
 
+// wire sees what leaves the server for c, long before c reads it perhaps.
+func (c *simClient) wire(b []byte) {
+	switch {
+	case len(b) == 2 && b[0] == 0x80|byte(ws.OpPing):
+		c.pingAt = c.w.Time
+	case b[0] == 0x80|byte(ws.OpClose):
+		c.closeAt = c.w.Time
+	}
+}
+
 // pong takes a pong. One stands for all pings before its own, whose pongs may
 // still come: RFC 6455 section 5.5.3.
 func (c *simClient) pong(payload string) {
@@ -263,6 +276,9 @@ func (c *simClient) ended(f wstest.Frame) {
 	}
 	if c.over == wire.CloseNoPong && c.talks() && !c.slow && !c.w.narrow && c.pinged < c.prior {
 		c.w.fail("client %d was closed with %v, and was not pinged since it last said something", c.id, f)
+	}
+	if late := c.closeAt - c.pingAt; c.over == wire.CloseNoPong && c.pingAt > 0 && c.closeAt > 0 && late < c.w.cfg.PongTimeout-2*engine.StampUnit {
+		c.w.fail("client %d was closed with %v only %v after its ping", c.id, f, late)
 	}
 	if c.over == wire.CloseShutdown && !c.raw && !c.goodbye {
 		c.w.fail("client %d was closed with %v, and not told when to come back", c.id, f)
@@ -596,6 +612,7 @@ func (s *clientele) connect() bool {
 			c.was[topic] = simPlace{epoch: at.epoch, seq: at.seq}
 		}
 	}
+	c.Sent = c.wire
 	w.clients = append(w.clients, c)
 	if w.Rng.IntN(8) == 0 { // it has no room for the answer
 		c.slow = true

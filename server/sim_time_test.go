@@ -75,11 +75,39 @@ func (s *lateness) setClock() bool {
 // idle lets seconds pass. Whatever there is to do is done at once.
 func (s *lateness) idle() bool {
 	clear(s.waits)
-	for range 5 + s.w.Rng.IntN(40) {
+	var slow *simClient
+	if s.w.Rng.IntN(2) == 0 {
+		slow = s.slow()
+	}
+	rest := 28 + s.w.Rng.IntN(20) // then its socket takes all that is left, and it still does not look
+	for i := range 5 + s.w.Rng.IntN(60) {
+		switch {
+		case slow == nil || slow.Gone:
+		case i < rest:
+			slow.Drain(1 + s.w.Rng.IntN(3))
+		case i == rest:
+			slow.Drain(-1)
+		}
 		s.w.pass(250 * time.Millisecond)
 		s.judge()
 	}
 	return true
+}
+
+// slow has a client read a few bytes now and then, of what it is sent.
+func (s *lateness) slow() *simClient {
+	w := s.w
+	c := (&clientele{w: w}).one(commands)
+	if c == nil || w.stopping {
+		return nil
+	}
+	c.asleep, c.slow, c.trickles = true, true, true
+	c.Drain(0)
+	p := publishers{w: w, l: &w.ledger}
+	for range 3 {
+		p.send(w.ledger.write(address{verb: verbPush, to: Target{Conn: c.name()}}, nil))
+	}
+	return c
 }
 
 // busy lets seconds pass. Some clients send more than the server can read, and a
@@ -171,6 +199,8 @@ func (s *lateness) waiting(c *simClient) (what string, limit time.Duration) {
 	switch {
 	case slot.Conn.Calling(): // nothing is read meanwhile
 		return "in a call", 0
+	case len(slot.Queue) > 0 && c.trickles:
+		return fmt.Sprintf("reading slowly since %p came", &slot.Queue[0].Bytes[0]), cfg.OutboxAge
 	case len(slot.Queue) > 0 && c.Room == 0:
 		return fmt.Sprint("taking nothing of what waits for it since it had ", len(c.Out)), cfg.WriteTimeout
 	case c.mute:

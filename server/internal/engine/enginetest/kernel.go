@@ -336,6 +336,9 @@ func (k *Kernel) send(fd int, b []byte) (int, netpoll.Errno) {
 		return 0, syscall.EAGAIN
 	}
 	p.Out = append(p.Out, b[:n]...)
+	if p.Sent != nil {
+		p.Sent(b[:n])
+	}
 	return n, 0
 }
 

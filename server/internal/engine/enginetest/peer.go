@@ -15,20 +15,21 @@ import (
 // Peer is the other end of one connection.
 type Peer struct {
 	k      *Kernel
-	FD     int           // -1 before it was accepted
-	Ref    engine.Ref    // once its shard has it
-	In     []byte        // on its way to the server
-	EOF    bool          // behind In
-	Heard  bool          // the server has read the EOF
-	Out    []byte        // from the server, not yet read
-	Ends   bool          // behind Out
-	Room   int           // bytes that the socket takes until it refuses; negative: all
-	Gone   bool          // the server has closed the descriptor
-	Panics bool          // the next send to it does
-	Broken bool          // it was reset: no call on the socket succeeds any more
-	Edge   netpoll.Event // that the next wait will report
-	full   bool          // a send was refused; room makes an edge
-	queued bool          // it is in Kernel.ready
+	FD     int            // -1 before it was accepted
+	Ref    engine.Ref     // once its shard has it
+	In     []byte         // on its way to the server
+	EOF    bool           // behind In
+	Heard  bool           // the server has read the EOF
+	Out    []byte         // from the server, not yet read
+	Ends   bool           // behind Out
+	Room   int            // bytes that the socket takes until it refuses; negative: all
+	Gone   bool           // the server has closed the descriptor
+	Panics bool           // the next send to it does
+	Broken bool           // it was reset: no call on the socket succeeds any more
+	Sent   func(b []byte) // is told what the server has sent, unless it is nil
+	Edge   netpoll.Event  // that the next wait will report
+	full   bool           // a send was refused; room makes an edge
+	queued bool           // it is in Kernel.ready
 }
 
 // Socket makes a connection that the server has not accepted yet, under the
