@@ -78,6 +78,7 @@ func (g *Guest) Refuse(status int, reason Reject, text string) {
 }
 
 func (g *Guest) refuse(no *refusal) {
+	defer g.leave(no.reject) // also if rw panics
 	h := g.rw.Header()
 	h.Del("Content-Length")
 	h.Set("Content-Type", "text/plain; charset=utf-8")
@@ -92,7 +93,6 @@ func (g *Guest) refuse(no *refusal) {
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		h.Set("Retry-After", strconv.FormatUint(g.e.retryAfter(), 10))
 	}
-	defer g.leave(no.reject)
 	g.rw.WriteHeader(no.status)
 	_, _ = fmt.Fprintln(g.rw, no.text) // an error means that nobody is there to be told
 	if g.e.debugs() {
