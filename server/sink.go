@@ -153,10 +153,7 @@ func (h *hub) forsake(t *topic, w waiter) {
 // gives up and does too. It fails if one of them is refused.
 func (h *hub) awaitAll(topics []*topic, wait func(<-chan struct{}) bool) (waited bool, err error) {
 	for _, t := range topics {
-		woken := make(blocked)
-		h.await(t, woken)
-		if !wait(woken) {
-			h.forsake(t, woken)
+		if !h.awaitOne(t, wait) {
 			return false, nil
 		}
 		if ready, _ := h.stands(t); !ready {
@@ -164,6 +161,18 @@ func (h *hub) awaitAll(topics []*topic, wait func(<-chan struct{}) bool) (waited
 		}
 	}
 	return true, nil
+}
+
+// awaitOne is awaitAll for one topic, of which it does not say how it stands.
+func (h *hub) awaitOne(t *topic, wait func(<-chan struct{}) bool) (waited bool) {
+	woken := make(blocked)
+	h.await(t, woken)
+	defer func() { // also if wait panics
+		if !waited {
+			h.forsake(t, woken)
+		}
+	}()
+	return wait(woken)
 }
 
 // wakeLocked wakes those who wait for t.

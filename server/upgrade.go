@@ -365,16 +365,25 @@ func (srv *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	held, ready := srv.holdAll(nil, a.query.topics)
-	if !ready {
-		if waited, err := srv.hub.awaitAll(held, g.Wait); !waited || err != nil {
-			srv.hub.release(held)
-			if err != nil {
-				g.Refuse(http.StatusServiceUnavailable, engine.RejectBus, textNoTopic)
-			}
-			return
-		}
+	if !ready && !srv.awaitAll(g, held) {
+		return
 	}
 	g.Enter(&entrance{a, held})
+}
+
+// awaitAll waits until held topics are ready. If they do not become it, g was
+// refused, and they are not held any more.
+func (srv *Server) awaitAll(g *engine.Guest, held []*topic) (ready bool) {
+	defer func() { // also if the ResponseWriter panics
+		if !ready {
+			srv.hub.release(held)
+		}
+	}()
+	waited, err := srv.hub.awaitAll(held, g.Wait)
+	if err != nil {
+		g.Refuse(http.StatusServiceUnavailable, engine.RejectBus, textNoTopic)
+	}
+	return waited && err == nil
 }
 
 // entrance is an admission to a connection that came by ServeHTTP.
