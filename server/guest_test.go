@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"context"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -48,3 +49,52 @@ func TestServeHTTPIsLateByTheKernelsClock(t *testing.T) {
 type hijackable struct{ *httptest.ResponseRecorder }
 
 func (hijackable) Hijack() (net.Conn, *bufio.ReadWriter, error) { return nil, nil, net.ErrClosed }
+
+// A ResponseWriter that panics takes its request's place with it, not the
+// server's: nothing of the request is counted any more.
+func TestServeHTTPSurvivesResponseWriter(t *testing.T) {
+	for name, cfg := range map[string]Config{
+		"in a refusal at once":         {},
+		"while it waits for its topic": {Bus: silentBus{}, AuthTimeout: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSim(t, 1, cfg)
+			s.Timer = func(_ time.Duration, f func()) func() bool { f(); return func() bool { return false } }
+			if cfg.Bus == nil {
+				s.probe.BeginDrain(false)
+			}
+			r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(wstest.Request("tocsin.test", "/ws?topics=news", "dGhlIHNhbXBsZSBub25jZQ=="))))
+			if err != nil {
+				t.Fatal(err)
+			}
+			func() {
+				defer func() {
+					if recover() == nil {
+						t.Error("the panic did not reach the http.Server")
+					}
+				}()
+				s.srv.ServeHTTP(faulty{}, r)
+			}()
+			s.check()
+			if st := s.srv.Stats(); st.Handshaking+st.Topics != 0 {
+				t.Errorf("%d handshaking, %d topics", st.Handshaking, st.Topics)
+			}
+		})
+	}
+}
+
+// faulty is a ResponseWriter that panics.
+type faulty struct{ hijackable }
+
+func (faulty) Header() http.Header { panic("a ResponseWriter that panics") }
+
+// silentBus never says where a topic stands.
+type silentBus struct{}
+
+func (silentBus) Start(Sink) error { return nil }
+func (silentBus) Publish(context.Context, Publication) (Position, error) {
+	return Position{}, nil
+}
+func (silentBus) Subscribe(string)   {}
+func (silentBus) Unsubscribe(string) {}
+func (silentBus) Close() error       { return nil }

@@ -132,7 +132,7 @@ func (s *sim) sweep(d time.Duration) {
 // turn, so it may look.
 func (s *sim) check() {
 	s.t.Helper()
-	if err := s.probe.Check(s.Alive()); err != nil {
+	if err := s.probe.Check(s.Alive(), 0); err != nil {
 		s.t.Fatal(err)
 	}
 	for _, m := range s.sent {

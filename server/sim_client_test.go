@@ -68,6 +68,7 @@ type simClient struct {
 	closeAt  time.Duration    // and a Close frame
 	aims     simAims
 	hooked   *simHooked // of a server with hooks; else nil
+	guest    *simGuest  // of who has come by ServeHTTP; else nil
 }
 
 // simAsk is a command on its way.
@@ -143,7 +144,7 @@ func (c *simClient) leave() {
 
 // read takes what has come.
 func (c *simClient) read() {
-	if c.asleep {
+	if c.asleep || c.guest != nil && !c.upgrade && !c.guest.entered() {
 		return
 	}
 	if len(c.Out) == 0 {
@@ -540,6 +541,7 @@ func simClients(w *world) feature {
 	cfg.MaxFrames = some(w, []int{4, 128})
 	cfg.MaxPublish = 1000
 	s := &clientele{w: w, most: 2 + w.Rng.IntN(10)}
+	w.people = s
 	switch w.Rng.IntN(8) {
 	case 0:
 		s.most = 150 // more than a batch of events
@@ -596,24 +598,8 @@ func (s *clientele) connect() bool {
 	if p == nil {
 		return false
 	}
-	s.begun++
-	c := &simClient{
-		Peer: p, w: w, id: s.begun, came: w.Time, spoke: w.Time,
-		aims: newAims(), asked: map[uint64]*simAsk{}, last: map[string]uint64{}, at: map[string]*simPlace{}, was: map[string]simPlace{},
-		left: map[string]time.Duration{}, got: map[int]bool{}, order: map[simBatch]int{},
-	}
-	if w.Rng.IntN(4) > 0 {
-		c.user = "user" + strconv.Itoa(w.Rng.IntN(3))
-	}
-	c.raw = w.Rng.IntN(8) == 0
+	c := s.newcomer(p)
 	c.head = s.request(c)
-	if len(w.clients) > 0 { // it may know where another stood
-		for topic, at := range some(w, w.clients).at {
-			c.was[topic] = simPlace{epoch: at.epoch, seq: at.seq}
-		}
-	}
-	c.Sent = c.wire
-	w.clients = append(w.clients, c)
 	if w.Rng.IntN(8) == 0 { // it has no room for the answer
 		c.slow = true
 		c.Drain(w.Rng.IntN(100) * w.Rng.IntN(2))
@@ -624,8 +610,31 @@ func (s *clientele) connect() bool {
 	return true
 }
 
-// request makes a head, which may be a wrong one.
-func (s *clientele) request(c *simClient) []byte {
+// newcomer returns the client of a new connection.
+func (s *clientele) newcomer(p *enginetest.Peer) *simClient {
+	w := s.w
+	s.begun++
+	c := &simClient{
+		Peer: p, w: w, id: s.begun, came: w.Time, spoke: w.Time,
+		aims: newAims(), asked: map[uint64]*simAsk{}, last: map[string]uint64{}, at: map[string]*simPlace{}, was: map[string]simPlace{},
+		left: map[string]time.Duration{}, got: map[int]bool{}, order: map[simBatch]int{},
+	}
+	if w.Rng.IntN(4) > 0 {
+		c.user = "user" + strconv.Itoa(w.Rng.IntN(3))
+	}
+	c.raw = w.Rng.IntN(8) == 0
+	if len(w.clients) > 0 { // it may know where another stood
+		for topic, at := range some(w, w.clients).at {
+			c.was[topic] = simPlace{epoch: at.epoch, seq: at.seq}
+		}
+	}
+	c.Sent = c.wire
+	w.clients = append(w.clients, c)
+	return c
+}
+
+// target is that of c's request.
+func (s *clientele) target(c *simClient) string {
 	w := s.w
 	query := "?user=" + c.user
 	if c.raw {
@@ -642,7 +651,13 @@ func (s *clientele) request(c *simClient) []byte {
 	if w.hooks != nil {
 		query += w.hooks.meet(c, topics)
 	}
-	head := []byte(wstest.Request("tocsin.test", w.path()+query, "dGhlIHNhbXBsZSBub25jZQ=="))
+	return w.path() + query
+}
+
+// request makes a head, which may be a wrong one.
+func (s *clientele) request(c *simClient) []byte {
+	w := s.w
+	head := []byte(wstest.Request("tocsin.test", s.target(c), "dGhlIHNhbXBsZSBub25jZQ=="))
 	switch w.Rng.IntN(20) {
 	case 0:
 		c.wants, head = 405, bytes.Replace(head, []byte("GET"), []byte("PUT"), 1)

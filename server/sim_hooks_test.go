@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strconv"
@@ -167,7 +168,7 @@ func (s *hooks) meet(c *simClient, topics []string) (query string) {
 // of returns the client of a connection.
 func (s *hooks) of(conn Conn) *simClient {
 	for _, c := range slices.Backward(s.all) {
-		if conn.ref != 0 && c.Ref == conn.ref {
+		if conn.ref != 0 && c.Ref == conn.ref || conn.ref == 0 && c.guest != nil && conn.RemoteAddr() == c.guest.addr() {
 			return c
 		}
 	}
@@ -311,7 +312,11 @@ func (s *hooks) allow(conn Conn, action Action, topic string) error {
 
 // know looks whether a handle is that of c.
 func (s *hooks) know(c *simClient, conn Conn) {
-	if conn.User() != c.user || s.w.cfg.Auth != nil && conn.Data() != any(c) || int(conn.RemoteAddr().Port()) != c.FD || conn.ID() != c.name() {
+	id, addr := c.name(), netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), uint16(c.FD))
+	if conn.ref == 0 { // it is no connection yet: see Conn.ID
+		id, addr = "", c.guest.addr()
+	}
+	if conn.User() != c.user || s.w.cfg.Auth != nil && conn.Data() != any(c) || conn.RemoteAddr() != addr || conn.ID() != id {
 		s.w.fail("a hook of client %d, %s of user %q, is given %s of %q at %v", c.id, c.name(), c.user, conn.ID(), conn.User(), conn.RemoteAddr())
 	}
 }

@@ -346,8 +346,8 @@ func (s *targets) look() bool {
 	if c == nil || c.user == "" {
 		st := w.srv.Stats()
 		_, n, _ := w.srv.Topic(some(w, simTopics))
-		if st.Connections < 0 || st.Subscriptions < n || st.PublishBytes < 0 || st.Connections+st.Handshaking > w.Alive() {
-			w.fail("%+v of %d connections, %d of them on one topic", st, w.Alive(), n)
+		if st.Connections < 0 || st.Subscriptions < n || st.PublishBytes < 0 || st.Connections+st.Handshaking > w.Alive()+w.guests {
+			w.fail("%+v of %d connections, %d of them on one topic", st, w.Alive()+w.guests, n)
 		}
 		return true
 	}

@@ -46,6 +46,7 @@ var features = []func(*world) feature{
 	simShutdown,
 	simBuses,
 	simHooks,
+	simGuests,
 	simTargets,
 }
 
@@ -58,7 +59,9 @@ type world struct {
 	probe *engine.Probe
 
 	listener *enginetest.Listener
+	people   *clientele
 	clients  []*simClient // all that were
+	guests   int          // of them a request is being served, and they have no descriptor
 	ledger   simLedger
 	bus      *simBus // nil for the local one
 	features []feature
@@ -209,7 +212,7 @@ func (w *world) look(judge bool) {
 	if !judge {
 		return
 	}
-	if err := w.probe.Check(w.Alive()); err != nil {
+	if err := w.probe.Check(w.Alive(), w.guests); err != nil {
 		w.fail("%v", err)
 	}
 	for _, f := range w.features {
@@ -342,7 +345,7 @@ func (w *world) ended() {
 	if len(w.callers) > 0 { // who subscribes somebody has the topic still
 		st.Topics = 0
 	}
-	if st.Connections+st.Users+st.Topics+st.Subscriptions+st.Handshaking != 0 || st.OutboxBytes != 0 {
+	if st.Connections+st.Users+st.Topics+st.Subscriptions != 0 || st.Handshaking != w.guests || st.OutboxBytes != 0 {
 		w.fail("left behind: %d connections, %d users, %d topics, %d subscriptions, %d handshakes, %d bytes", st.Connections, st.Users, st.Topics, st.Subscriptions, st.Handshaking, st.OutboxBytes)
 	}
 	for _, f := range w.features {
@@ -366,12 +369,14 @@ func (w *world) bury() {
 	for _, c := range w.callers {
 		c.cancel()
 	}
+	synctest.Wait() // who leaves is counted
+	w.probe.Abandon()
+	synctest.Wait()
 	select {
 	case <-w.srv.ended:
 	default:
 		close(w.srv.ended)
 	}
-	w.probe.Abandon()
 	synctest.Wait()
 }
 

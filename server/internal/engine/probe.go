@@ -175,16 +175,15 @@ func (p *Probe) SetClosed(closed bool) { p.e.closed.Store(closed) }
 // GrowQueue gives c's outbox room for n entries.
 func (p *Probe) GrowQueue(c *Conn, n int) { p.t.extraOf(c).out.q = make([]entry, 0, n) }
 
-// Check compares the accounts with what there is. alive is how many connections
-// there are.
-func (p *Probe) Check(alive int) error {
-	waiting, conns, open, handshaking, calls := 0, 0, 0, 0, 0
+// Check compares the accounts with what there is: so many connections that have
+// a descriptor, and so many guests who have not been refused and have none yet.
+func (p *Probe) Check(alive, guests int) error {
+	waiting, conns, open, handshaking, calls := 0, 0, 0, guests, 0
 	var formats [maxCodecs]int64
 	for _, s := range p.e.shards {
 		calls += len(s.waiting)
-		s.inbox.mu.Lock()
-		conns, handshaking = conns+len(s.inbox.accepted), handshaking+len(s.inbox.accepted)
-		s.inbox.mu.Unlock()
+		coming := s.coming()
+		conns, handshaking = conns+coming, handshaking+coming
 		if len(s.dead) > 0 {
 			return fmt.Errorf("shard %d has %d dead that nobody reaped", s.index, len(s.dead))
 		}
@@ -209,9 +208,9 @@ func (p *Probe) Check(alive int) error {
 		}
 	}
 	c := &p.e.counts
-	if c.outboxBytes.Load() != int64(waiting) || int(c.opened.Load()) != open || conns != alive || int(p.e.conns.Load()) != alive {
-		return fmt.Errorf("the accounts say %d bytes waiting, %d open and %d connections; there are %d, %d and %d of %d",
-			c.outboxBytes.Load(), c.opened.Load(), p.e.conns.Load(), waiting, open, alive, conns)
+	if c.outboxBytes.Load() != int64(waiting) || int(c.opened.Load()) != open || conns != alive || int(p.e.conns.Load()) != alive+guests {
+		return fmt.Errorf("the accounts say %d bytes waiting, %d open and %d connections; there are %d, %d and %d of %d, and %d guests",
+			c.outboxBytes.Load(), c.opened.Load(), p.e.conns.Load(), waiting, open, alive, conns, guests)
 	}
 	if int(c.handshaking.Load()) != handshaking || int(c.waitingCalls.Load()) != calls {
 		return fmt.Errorf("the accounts say %d handshakes and %d calls that wait; there are %d and %d",
@@ -223,6 +222,21 @@ func (p *Probe) Check(alive int) error {
 		}
 	}
 	return nil
+}
+
+// coming returns how many connections wait in the inbox for their slot.
+func (s *shard) coming() int {
+	s.inbox.mu.Lock()
+	defer s.inbox.mu.Unlock()
+	n := len(s.inbox.accepted)
+	for _, items := range [][]item{s.items[s.done:], s.inbox.items} {
+		for _, it := range items {
+			if _, ok := it.task.(*arrival); ok {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // checkExtra returns how many bytes wait for c.

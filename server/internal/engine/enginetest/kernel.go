@@ -342,16 +342,20 @@ func (k *Kernel) send(fd int, b []byte) (int, netpoll.Errno) {
 	return n, 0
 }
 
-// TakeConn implements engine.Kernel for a [Peer]'s Conn.
+// TakeConn implements engine.Kernel for a [Peer]'s Conn. It closes conn, as
+// netpoll.TakeConn does.
 func (k *Kernel) TakeConn(conn net.Conn, _ time.Duration) (int, error) {
+	defer conn.Close()
 	c, ok := conn.(*Conn)
 	if !ok {
 		return -1, syscall.ENOTSUP
 	}
 	fd := k.take()
 	if fd < 0 {
+		k.Seen.Faults["no descriptor for a guest"]++
 		return -1, syscall.EMFILE
 	}
+	k.Note(uint64('d')<<56^uint64(fd), nil)
 	c.peer.FD = fd
 	k.fds[fd] = descriptor{peer: c.peer}
 	return fd, nil
