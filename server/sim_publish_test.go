@@ -201,6 +201,7 @@ func simPublish(w *world) feature {
 		},
 		often: s.often,
 		calm:  s.calm,
+		end:   s.end,
 	}
 }
 
@@ -468,6 +469,13 @@ func (s *publishers) calm() {
 	}
 	s.pushed()
 	s.broadcasts()
+}
+
+// end wants nothing to be kept for those who have gone.
+func (s *publishers) end() {
+	if n := s.w.srv.publishBytes.Load(); n != 0 {
+		s.w.fail("%d bytes are still on their way", n)
+	}
 }
 
 // broadcasts wants each to have reached everybody who was there before it and

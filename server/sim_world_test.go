@@ -345,8 +345,8 @@ func (w *world) ended() {
 	if len(w.callers) > 0 { // who subscribes somebody has the topic still
 		st.Topics = 0
 	}
-	if st.Connections+st.Users+st.Topics+st.Subscriptions != 0 || st.Handshaking != w.guests || st.OutboxBytes != 0 {
-		w.fail("left behind: %d connections, %d users, %d topics, %d subscriptions, %d handshakes, %d bytes", st.Connections, st.Users, st.Topics, st.Subscriptions, st.Handshaking, st.OutboxBytes)
+	if st.Connections+st.Users+st.Topics+st.Subscriptions+st.ShardMax != 0 || st.Handshaking != w.guests || st.OutboxBytes != 0 {
+		w.fail("left behind: %d connections, %d users, %d topics, %d subscriptions, %d slots, %d handshakes, %d bytes", st.Connections, st.Users, st.Topics, st.Subscriptions, st.ShardMax, st.Handshaking, st.OutboxBytes)
 	}
 	for _, f := range w.features {
 		if f.ended != nil {
