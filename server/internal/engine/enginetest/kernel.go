@@ -38,7 +38,6 @@ type Kernel struct {
 	Look  time.Duration // that every look at the clock takes
 	Ahead time.Duration // by which the clock of the day was set forward
 
-	CutReads   bool            // a read gets a part, the rest comes later
 	Sink       bool            // what is sent is counted and thrown away
 	WaitErr    []netpoll.Errno // what the next waits return
 	CallRoom   int             // calls that may wait; negative for any number
@@ -283,7 +282,7 @@ func (k *Kernel) recv(fd int, b []byte) (int, netpoll.Errno) {
 		return 0, syscall.EAGAIN
 	}
 	n := len(p.In)
-	if k.CutReads || n > 1 && k.Happens(k.Chance.Cut, "a read that gets a part") { // the rest has not arrived yet; its edge will follow
+	if n > 1 && k.Happens(k.Chance.Cut, "a read that gets a part") { // the rest has not arrived yet; its edge will follow
 		n = 1 + k.Rng.IntN(n)
 		p.Raise(netpoll.Event{Readable: true})
 		if p.EOF {
