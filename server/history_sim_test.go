@@ -320,6 +320,16 @@ type keptSim struct {
 	bus     *keptBus
 	clients []*resumer
 	replays int
+	sent    []*message // that must be delivered in the end
+}
+
+// begin is a publish of which only the last check wants to know.
+func (h *keptSim) begin(a *address, m *Message) {
+	sent, err := h.srv.begin(h.t.Context(), a, m, nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.sent = append(h.sent, sent.out)
 }
 
 var historyTopics = []string{"all/0", "all/1", "old/0"}
@@ -367,7 +377,7 @@ func (h *keptSim) step() {
 	switch k := rng.IntN(100); {
 	case k < 30:
 		for range 1 + rng.IntN(4) {
-			s.begin(&address{verb: verbPublish, topic: topic}, &Message{Data: []byte(`"` + strings.Repeat("x", rng.IntN(400)) + `"`)})
+			h.begin(&address{verb: verbPublish, topic: topic}, &Message{Data: []byte(`"` + strings.Repeat("x", rng.IntN(400)) + `"`)})
 		}
 	case k < 45:
 		h.bus.pay(rng.IntN(10))
@@ -384,7 +394,7 @@ func (h *keptSim) step() {
 	case k < 65 && rng.IntN(5) == 0:
 		h.bus.renumber(topic)
 	case k < 66:
-		s.begin(&address{verb: verbBroadcast}, &Message{Data: []byte("1")})
+		h.begin(&address{verb: verbBroadcast}, &Message{Data: []byte("1")})
 	case k < 72 && !c.Gone:
 		c.drain(rng.IntN(1500))
 	case k < 80 && !c.Gone:
@@ -459,11 +469,17 @@ func TestHistorySim(t *testing.T) {
 func simulateHistory(t *testing.T, seed uint64) *keptSim {
 	bus := newSimBus()
 	bus.liar, bus.broken = seed%4 == 3, seed%2 == 0
-	cfg := oldConfig()
-	cfg.Bus, cfg.MaxTopics, cfg.TopicLinger = bus, 2+int(seed%5)/4, time.Duration(seed%3)*time.Second-1
+	cfg := Config{
+		Shards: 3, MaxOutbox: 3000, MaxControl: 100, Overflow: []OverflowRule{{"old/", DropOldest}, {"new/", Latest}},
+		Bus: bus, MaxTopics: 2 + int(seed%5)/4, TopicLinger: time.Duration(seed%3)*time.Second - 1,
+		PingInterval: 5 * time.Second, PongTimeout: 2 * time.Second, WriteTimeout: 6 * time.Second, CloseTimeout: 2 * time.Second,
+	}
 	h := &keptSim{sim: newSim(t, seed, cfg), bus: bus, clients: make([]*resumer, 5)}
 	bus.s = h.sim
-	h.hold, h.CutReads = true, seed%2 == 0
+	h.hold = true
+	if seed%2 == 0 {
+		h.Chance.Cut = 1
+	}
 	for i := range h.clients {
 		h.dial(i)
 	}
