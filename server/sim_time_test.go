@@ -30,6 +30,7 @@ func simTime(w *world) feature {
 		{"the next timer is due", 60, w.toTimer},
 		{"the process is stopped for a while", 2, s.stop},
 		{"the clock of the day is set", 2, s.setClock},
+		{"the poller is given no time", 1, s.deafen},
 		{"seconds pass", 2, s.idle},
 		{"seconds pass in which there is much to do", busy, s.busy},
 	}}
@@ -60,9 +61,35 @@ func (w *world) toTimer() bool {
 	return true
 }
 
+// stop has the process stop. What a client has sent meanwhile, no more of it than it
+// may, comes at once.
 func (s *lateness) stop() bool {
-	s.w.jump(time.Duration(s.w.Rng.IntN(int(20 * time.Second))))
-	s.w.Seen.Faults["the process stops"]++
+	w := s.w
+	d := time.Duration(w.Rng.IntN(int(20 * time.Second)))
+	w.jump(d)
+	w.Seen.Faults["the process stops"]++
+	c := (&clientele{w: w}).one(whole)
+	if c == nil || w.Rng.IntN(2) == 0 || len(c.pings) > 50 || w.hooks != nil || !c.upgrade || w.probe.Slot(c.FD).Conn.Calling() {
+		return true
+	}
+	for i := range int(min(d.Seconds(), 8) * float64(w.cfg.MaxControl) / 2) {
+		payload := fmt.Sprint("meanwhile ", w.step, i)
+		c.pings = append(c.pings, payload)
+		c.speak(wstest.Ping(payload))
+	}
+	w.rest()
+	return true
+}
+
+// deafen has seconds pass in which everything runs but the poller: what clients
+// have sent stands in their sockets, and counts.
+func (s *lateness) deafen() bool {
+	s.w.Deaf = true
+	for range 8 + s.w.Rng.IntN(40) {
+		s.w.pass(250 * time.Millisecond)
+	}
+	s.w.Deaf = false
+	s.w.Seen.Faults["the poller is given no time"]++
 	return true
 }
 
@@ -80,7 +107,9 @@ func (s *lateness) idle() bool {
 		slow = s.slow()
 	}
 	rest := 28 + s.w.Rng.IntN(20) // then its socket takes all that is left, and it still does not look
+	upload := s.upload()
 	for i := range 5 + s.w.Rng.IntN(60) {
+		upload(false)
 		switch {
 		case slow == nil || slow.Gone:
 		case i < rest:
@@ -91,7 +120,34 @@ func (s *lateness) idle() bool {
 		s.w.pass(250 * time.Millisecond)
 		s.judge()
 	}
+	upload(true)
 	return true
+}
+
+// upload has a client send one message after the other, and with the end of each
+// the beginning of the next: none takes long. The last time it ends.
+func (s *lateness) upload() (more func(last bool)) {
+	c := (&clientele{w: s.w}).one(commands)
+	if c == nil || s.w.Rng.IntN(3) > 0 || s.w.cfg.OnMessage != nil {
+		return func(bool) {}
+	}
+	frame := wstest.Encode(wstest.Text(`{"ping":{},"pad":"` + pad(100) + `"}`))
+	const half = 40
+	c.asleep, c.slow = true, true // else it would answer in the middle of a frame
+	c.say(frame[:half])
+	return func(last bool) {
+		switch {
+		case last:
+			c.asleep = false
+			c.Drain(-1)
+			if c.talks() {
+				c.say(frame[half:])
+			}
+		case c.talks():
+			c.say(frame[half:])
+			c.say(frame[:half])
+		}
+	}
 }
 
 // slow has a client read a few bytes now and then, of what it is sent.
@@ -189,6 +245,9 @@ func (s *lateness) waiting(c *simClient) (what string, limit time.Duration) {
 	slot := s.w.probe.Slot(c.FD)
 	switch slot.State {
 	case "head":
+		if s.w.stopping {
+			return "sending a head to a server that is shut down", time.Millisecond
+		}
 		return "sending a head", cfg.HandshakeTimeout
 	case "closing":
 		return "closing", cfg.CloseTimeout

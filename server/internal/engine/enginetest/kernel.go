@@ -49,6 +49,7 @@ type Kernel struct {
 	Virtual   bool         // After's timers are Step's, whatever Timer is
 	Chance    Chance       // what goes wrong
 	Show      bool         // system calls are printed
+	Deaf      bool         // the poller is given no time
 	MaxFDs    int          // descriptors at once; 0 for any number
 	Interrupt func()       // what others may do in the middle of a turn's system call
 	Go        func(func()) // runs a call beside all else; nil runs it in the caller
@@ -332,6 +333,9 @@ func (k *Kernel) send(fd int, b []byte) (int, netpoll.Errno) {
 		p.full = n < len(b)
 	}
 	if n == 0 {
+		if p.Sent != nil {
+			p.Sent(nil)
+		}
 		return 0, syscall.EAGAIN
 	}
 	p.Out = append(p.Out, b[:n]...)

@@ -26,7 +26,7 @@ type Peer struct {
 	Gone   bool           // the server has closed the descriptor
 	Panics bool           // the next send to it does
 	Broken bool           // it was reset: no call on the socket succeeds any more
-	Sent   func(b []byte) // is told what the server has sent, unless it is nil
+	Sent   func(b []byte) // is told what the server has sent, nil if the socket was full; unless it is nil itself
 	Edge   netpoll.Event  // that the next wait will report
 	full   bool           // a send was refused; room makes an edge
 	queued bool           // it is in Kernel.ready

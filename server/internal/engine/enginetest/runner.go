@@ -452,7 +452,7 @@ func (k *Kernel) run(c choice) {
 func (k *Kernel) choices(inside bool) []choice {
 	s := &k.sched
 	all := s.scratch[:0]
-	if !s.polling {
+	if !s.polling && !k.Deaf {
 		for _, fd := range s.order {
 			if w := s.watches[fd]; w.armed && (k.hasNews(fd) || k.Happens(k.Chance.Spurious, "a set that is reported for nothing")) {
 				all = append(all, choice{'w', fd})
