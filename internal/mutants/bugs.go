@@ -513,7 +513,7 @@ var bugs = []bug{
 		name: "the next connection of a slot gets the messages of the one before it",
 		file: "server/closed.go",
 		old:  `sub.group.Remove(t, c)`,
-		new:  ``,
+		new:  `_ = sub`,
 	},
 	{
 		name: "who subscribes again is a subscriber twice",
