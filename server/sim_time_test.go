@@ -40,6 +40,7 @@ func simTime(w *world) feature {
 type lateness struct {
 	w        *world
 	waits    map[*simClient]simWait
+	inside   bool   // seconds pass in which there is much to do
 	frames   []byte // more than is read at once
 	flooding string // the message that they are, so many times
 	inFlood  int
@@ -65,6 +66,9 @@ func (w *world) toTimer() bool {
 // may, comes at once.
 func (s *lateness) stop() bool {
 	w := s.w
+	if s.inside {
+		return false
+	}
 	d := time.Duration(w.Rng.IntN(int(20 * time.Second)))
 	w.jump(d)
 	w.Seen.Faults["the process stops"]++
@@ -84,6 +88,9 @@ func (s *lateness) stop() bool {
 // deafen has seconds pass in which everything runs but the poller: what clients
 // have sent stands in their sockets, and counts.
 func (s *lateness) deafen() bool {
+	if s.inside {
+		return false
+	}
 	s.w.Deaf = true
 	for range 8 + s.w.Rng.IntN(40) {
 		s.w.pass(250 * time.Millisecond)
@@ -101,6 +108,9 @@ func (s *lateness) setClock() bool {
 
 // idle lets seconds pass. Whatever there is to do is done at once.
 func (s *lateness) idle() bool {
+	if s.inside {
+		return false
+	}
 	clear(s.waits)
 	var slow *simClient
 	if s.w.Rng.IntN(2) == 0 {
@@ -170,6 +180,11 @@ func (s *lateness) slow() *simClient {
 // turn is over before it has read it: each look at the clock takes long.
 func (s *lateness) busy() bool {
 	w := s.w
+	if s.inside {
+		return false
+	}
+	s.inside = true
+	defer func() { s.inside = false }()
 	clear(s.waits)
 	look := w.Look
 	w.Look = 3 * engine.SliceBudget // a turn is over after one round
@@ -185,6 +200,9 @@ func (s *lateness) busy() bool {
 				s.flood(c)
 			}
 			w.Step()
+		}
+		for range w.Rng.IntN(6) {
+			w.one()
 		}
 		w.jump(50 * time.Millisecond)
 		w.look(false)

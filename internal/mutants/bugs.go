@@ -714,12 +714,6 @@ var bugs = []bug{
 		new:  `s.has(name)`,
 	},
 	{
-		name: "a subscription that is renewed at once is not told to have ended",
-		file: "server/target.go",
-		old:  `|| sub != nil && !sub.group.Has(t, c) { // else`,
-		new:  `{ // else`,
-	},
-	{
 		name: "a bus that has lost a topic and does not answer is not asked again",
 		file: "server/sink.go",
 		old:  `b.lost[name] = now + h.srv.cfg.AuthTimeout`,
