@@ -169,8 +169,9 @@ func (j *subscribeJob) resumes() bool { return j.hasAfter && j.conn.srv.hub.hist
 
 func (j *subscribeJob) join(t *engine.Turn, c *engine.Conn) {
 	srv := j.conn.srv
-	if sub := srv.session(t, c).find(j.reply.Topic); sub != nil && !j.resumes() { // it is told again
-		srv.hub.reannounce(sub, func(sub *subset, at wire.Position) { j.behind(c, sub, at, true) })
+	s := srv.session(t, c)
+	if sub := s.find(j.reply.Topic); sub != nil && !j.resumes() { // it is told again
+		srv.hub.reannounce(sub, func(sub *subset, at wire.Position) { j.behind(c, s, sub, at, true) })
 		return
 	}
 	held, ready := srv.hub.hold(j.reply.Topic)
@@ -183,11 +184,14 @@ func (j *subscribeJob) join(t *engine.Turn, c *engine.Conn) {
 
 // behind has the connection told where the topic stands, at its place among the
 // topic's messages.
-func (j *subscribeJob) behind(c *engine.Conn, sub *subset, at wire.Position, again bool) {
+func (j *subscribeJob) behind(c *engine.Conn, s *session, sub *subset, at wire.Position, again bool) {
 	e := &entering{joining: joining{j.conn.srv, sub}, reply: j.reply, again: again}
 	e.reply.At = at
 	if j.hasAfter {
 		e.resume(j.after, j.epoch)
+	}
+	if again {
+		s.moreOf().again = append(s.moreOf().again, e)
 	}
 	e.srv.engine.Behind(&sub.group, c.Ref(), e)
 }
@@ -219,7 +223,7 @@ func (j *subscribeJob) enterOne(t *engine.Turn, c *engine.Conn, held *topic) {
 	case j.resumes():
 		srv.resume(t, c, s, held, j)
 	default:
-		s.add(srv.hub.enter(held, t.Shard(), func(sub *subset, at wire.Position) { j.behind(c, sub, at, false) }))
+		s.add(srv.hub.enter(held, t.Shard(), func(sub *subset, at wire.Position) { j.behind(c, s, sub, at, false) }))
 	}
 }
 

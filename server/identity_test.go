@@ -55,7 +55,7 @@ func TestIdentityExpires(t *testing.T) {
 // All that expire at once are closed, and nobody else is.
 func TestManyExpireAtOnce(t *testing.T) {
 	t.Parallel()
-	expires := time.Now().Add(2 * time.Second)
+	expires := time.Now().Add(6 * time.Second)
 	srv, addr := serve(t, server.Config{Auth: func(r *http.Request) (server.Identity, error) {
 		if r.URL.Query().Has("ends") {
 			return server.Identity{Expires: expires}, nil

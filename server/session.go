@@ -24,6 +24,7 @@ type sessionMore struct {
 	commands []byte      // of a message whose command is in a call: those behind it
 	own      *personal   // what its Identity has beside a user
 	catching []*catching // subscriptions that catch up; the first of them reads
+	again    []*entering // answers, on their way, to subscribes to what it was subscribed to
 	revoked  []*subset   // subscriptions that ended before they took effect: see Server.takeEffect
 }
 
@@ -167,7 +168,7 @@ func (s *session) moreOf() *sessionMore {
 
 // slim lets go of what is not needed any more.
 func (s *session) slim() {
-	if m := s.more; m != nil && len(m.subs) == 0 && len(m.commands) == 0 && len(m.catching)+len(m.revoked) == 0 && m.own == nil {
+	if m := s.more; m != nil && len(m.subs) == 0 && len(m.commands) == 0 && len(m.catching)+len(m.again)+len(m.revoked) == 0 && m.own == nil {
 		s.more = nil
 	}
 }

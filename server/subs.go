@@ -121,6 +121,7 @@ type entering struct {
 	reply wire.Reply
 	gap   wire.Gap // if the client is told NotRecovered
 	again bool     // it had subscribed before, and is only told
+	ended bool     // and a backend has ended that, which it was told
 }
 
 // resume decides what to tell a client that was at after, where the bus has no
@@ -138,11 +139,15 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 	if !c.Open() {
 		return
 	}
-	if !e.again {
+	s := e.srv.session(t, c)
+	if m := s.more; e.again {
+		m.again = slices.DeleteFunc(m.again, func(other *entering) bool { return other == e })
+		s.slim()
+	} else {
 		e.joining.Do(t, c)
 	}
 	name := e.sub.topic.flow.Name
-	if s := e.srv.session(t, c); s.find(name) == nil && (e.again || s.has(name)) { // it has ended, or catches up: what this would tell does not hold any more
+	if s.find(name) == nil && (e.ended || s.has(name)) { // it has ended, or catches up: what this would tell does not hold any more
 		e.srv.counts.commands.Add(string(tooLate.Code))
 		e.reply.Err = tooLate
 	}

@@ -215,6 +215,11 @@ func (e *enrollment) leave(t *engine.Turn, c *engine.Conn, s *session) bool {
 		e.srv.engine.Behind(&sub.group, c.Ref(), told)
 	case done:
 		told.Do(t, c)
+		if s.more != nil {
+			for _, e := range s.more.again {
+				e.ended = e.ended || e.sub == sub
+			}
+		}
 	}
 	return done
 }

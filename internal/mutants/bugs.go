@@ -710,7 +710,7 @@ var bugs = []bug{
 	{
 		name: "an ok comes behind the end of its subscription",
 		file: "server/subs.go",
-		old:  `(e.again || s.has(name))`,
+		old:  `(e.ended || s.has(name))`,
 		new:  `s.has(name)`,
 	},
 	{
