@@ -491,9 +491,10 @@ func (k *Kernel) hasNews(fd int) bool {
 }
 
 // interrupted may have others go on in the middle of a system call, as they do
-// beside a turn that another worker has.
+// beside a turn that another worker has. Where the poller's goroutine is at work
+// it may hold the lock of a listener, which others would then find held by them.
 func (k *Kernel) interrupted() {
-	if !k.Virtual || k.Chance.Interrupt == 0 || len(k.sched.busy) == 0 && !k.sched.polling || k.Rng.IntN(k.Chance.Interrupt) != 0 {
+	if !k.Virtual || k.Chance.Interrupt == 0 || len(k.sched.busy) == 0 || k.sched.polling || k.Rng.IntN(k.Chance.Interrupt) != 0 {
 		return
 	}
 	all := k.choices(true)
