@@ -36,7 +36,7 @@ test: ## run the tests with the race detector, in random order
 	@$(NEEDS_GO)
 	command -v "$$(go env CC)" >/dev/null || { echo "the race detector needs a C compiler: install gcc and libc6-dev"; exit 1; }
 	go test -race -shuffle=on ./...
-	go test -tags lockorder -run 'Order|Sim|Bus|Once|Hook|Drain|Linger|Batch|Receipt' ./internal/lockorder ./server
+	go test -tags lockorder -short -run 'Order|Sim|Bus|Once|Hook|Drain|Linger|Batch|Receipt' ./internal/lockorder ./server
 
 .PHONY: lint
 lint: $(GOLANGCI) ## run golangci-lint, and vet the stubs of other systems
