@@ -304,7 +304,7 @@ func (c *simClient) mayEnd() bool {
 	case c.bad:
 		return c.bad != 0
 	case wire.ClosePolicy: // a part of its message has not arrived
-		return len(c.In) > 0 && c.w.Chance.Cut > 0 || c.closed || slices.Contains(c.may, c.over)
+		return (len(c.In) > 0 || c.w.deafened) && c.w.Chance.Cut > 0 || c.closed || slices.Contains(c.may, c.over)
 	case wire.CloseSlow:
 		return c.slow || c.w.narrow
 	case wire.CloseNoPong:

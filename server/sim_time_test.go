@@ -91,7 +91,7 @@ func (s *lateness) deafen() bool {
 	if s.inside {
 		return false
 	}
-	s.w.Deaf = true
+	s.w.Deaf, s.w.deafened = true, true
 	for range 8 + s.w.Rng.IntN(40) {
 		s.w.pass(250 * time.Millisecond)
 	}

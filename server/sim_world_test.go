@@ -84,6 +84,7 @@ type world struct {
 	phase    string
 	failure  error
 	fatal    []error
+	deafened bool // the poller had no time once
 	narrow   bool // sockets take less than they could
 	stopping bool // the server is being shut down
 	hasty    bool // who shut it down has lost the patience, and hooks may still run
