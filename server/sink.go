@@ -40,7 +40,8 @@ type busSide struct {
 // waiting is who waits for a topic.
 type waiting struct {
 	since time.Duration
-	all   []waiter
+	all   map[waiter]int // each with its number, by which they are woken
+	next  int
 }
 
 // waiter is who waits: a connection, or a goroutine. wake is called with the
@@ -131,10 +132,11 @@ func (h *hub) await(t *topic, w waiter) {
 		if b.waiting == nil {
 			b.waiting = map[*topic]*waiting{}
 		}
-		of = &waiting{since: h.srv.engine.Now()}
+		of = &waiting{since: h.srv.engine.Now(), all: map[waiter]int{}}
 		b.waiting[t] = of
 	}
-	of.all = append(of.all, w)
+	of.all[w] = of.next
+	of.next++
 }
 
 // forsake undoes an await.
@@ -144,7 +146,7 @@ func (h *hub) forsake(t *topic, w waiter) {
 	mu.Lock()
 	defer mu.Unlock()
 	if of := b.waiting[t]; of != nil {
-		of.all = slices.DeleteFunc(of.all, func(other waiter) bool { return other == w })
+		delete(of.all, w)
 	}
 }
 
@@ -181,7 +183,7 @@ func (h *hub) wakeLocked(b *busSide, t *topic) {
 	if w == nil {
 		return
 	}
-	for _, who := range w.all {
+	for _, who := range slices.SortedFunc(maps.Keys(w.all), func(a, b waiter) int { return w.all[a] - w.all[b] }) {
 		who.wake()
 	}
 	if delete(b.waiting, t); len(b.waiting) == 0 {

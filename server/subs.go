@@ -141,7 +141,12 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 	}
 	s := e.srv.session(t, c)
 	if m := s.more; e.again {
-		m.again = slices.DeleteFunc(m.again, func(other *entering) bool { return other == e })
+		if m.again[0] == e { // as is usual: a peer may have sent very many
+			m.again = m.again[1:]
+		} else {
+			i := slices.Index(m.again, e)
+			m.again = slices.Delete(m.again, i, i+1)
+		}
 		s.slim()
 	} else {
 		e.joining.Do(t, c)
