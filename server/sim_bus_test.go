@@ -109,7 +109,7 @@ func simBuses(w *world) feature {
 		}
 	}
 	b.moods = append(b.moods, busDelivers, busSends, busSends)
-	w.cfg.Bus, w.bus = b, b
+	w.cfg.Bus, w.bus, w.Timed = b, b, b.often // the wait is given up by a timer
 	often := w.Interrupt
 	w.Interrupt = func() {
 		switch {

@@ -52,6 +52,7 @@ type Kernel struct {
 	Deaf      bool         // the poller is given no time
 	MaxFDs    int          // descriptors at once; 0 for any number
 	Interrupt func()       // what others may do in the middle of a turn's system call
+	Timed     func()       // called before and after a timer runs
 	Go        func(func()) // runs a call beside all else; nil runs it in the caller
 
 	Sent   int // bytes, of a sink

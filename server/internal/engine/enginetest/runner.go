@@ -232,7 +232,13 @@ func (k *Kernel) RunTimer() bool {
 	t := s.timers[0]
 	s.timers = slices.Delete(s.timers, 0, 1)
 	k.Note('t', nil)
+	if k.Timed == nil {
+		t.f()
+		return true
+	}
+	k.Timed()
 	t.f()
+	k.Timed()
 	return true
 }
 
