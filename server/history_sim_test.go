@@ -377,7 +377,11 @@ func (h *keptSim) step() {
 	switch k := rng.IntN(100); {
 	case k < 30:
 		for range 1 + rng.IntN(4) {
-			h.begin(&address{verb: verbPublish, topic: topic}, &Message{Data: []byte(`"` + strings.Repeat("x", rng.IntN(400)) + `"`)})
+			m := &Message{Data: []byte(`"` + strings.Repeat("x", rng.IntN(400)) + `"`)}
+			if rng.IntN(4) == 0 {
+				m.TTL = time.Duration(1 + rng.IntN(int(time.Second)))
+			}
+			h.begin(&address{verb: verbPublish, topic: topic}, m)
 		}
 	case k < 45:
 		h.bus.pay(rng.IntN(10))
