@@ -561,3 +561,42 @@ func TestBatchWaitsForTheBudgetOfOthers(t *testing.T) {
 		t.Errorf("got %v, %d bytes are on their way", got, s.srv.publishBytes.Load())
 	}
 }
+
+// keepsTurn is a task that keeps a shard's turn.
+type keepsTurn chan struct{}
+
+// Do implements engine.Task.
+func (b keepsTurn) Do(*engine.Turn, *engine.Conn) { b <- struct{}{}; <-b }
+
+// When the budget is given back in one piece, all batches that it has room for go
+// on: the first does not wait for its own delivery to let the second.
+func TestAllWaitingBatchesGoOn(t *testing.T) {
+	parallel(t)
+	srv, addr := started(t, Config{PublishBudget: 10_000, Shards: 1})
+	c := dial(t, addr, "/ws?user=ann")
+	turn := make(keepsTurn)
+	srv.engine.AskShard(0, turn)
+	<-turn
+	letGo := sync.OnceFunc(func() { close(turn) })
+	defer letGo()
+	srv.publishBytes.Add(10_000)
+	done := make(chan error)
+	for range 3 {
+		go func() {
+			r := srv.Batch(t.Context(), []BatchItem{{To: Target{User: "ann"}, Message: Message{Data: []byte("1")}}})
+			done <- r[0].Err
+		}()
+	}
+	eventually(t, "the batches to wait", func() bool { return srv.batchesWaiting.Load() == 3 })
+	srv.release(10_000)
+	eventually(t, "the batches to go on", func() bool { return srv.batchesWaiting.Load() == 0 })
+	letGo()
+	for range 3 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if c.message() == nil {
+			t.Fatal("the connection ended")
+		}
+	}
+}
