@@ -18,6 +18,7 @@ func simTargets(w *world) feature {
 		events: []happening{
 			{"a backend subscribes somebody", 30, s.subscribe},
 			{"a backend unsubscribes somebody", 15, s.unsubscribe},
+			{"a client and a backend are of two minds", 10, s.quarrel},
 			{"a backend disconnects somebody", 5, s.disconnect},
 			{"a backend asks for somebody's topics", 10, s.topics},
 			{"a backend asks for a topic's subscribers", 10, s.subscribers},
@@ -139,10 +140,14 @@ func (s *targets) judgeError(ctx context.Context, what string, there []*simClien
 
 func (s *targets) subscribe() bool {
 	to, ok := s.target()
-	if !ok {
-		return false
+	if ok {
+		s.putOn(to, some(s.w, simTopics))
 	}
-	topic := some(s.w, simTopics)
+	return ok
+}
+
+// putOn has a backend subscribe a target.
+func (s *targets) putOn(to Target, topic string) {
 	there, offs := s.there(to), map[*simClient]int{}
 	most := len(s.concerned(to))
 	for _, c := range s.concerned(to) {
@@ -174,15 +179,18 @@ func (s *targets) subscribe() bool {
 			}
 		}
 	})
-	return true
 }
 
 func (s *targets) unsubscribe() bool {
 	to, ok := s.target()
-	if !ok {
-		return false
+	if ok {
+		s.takeOff(to, some(s.w, simTopics))
 	}
-	topic := some(s.w, simTopics)
+	return ok
+}
+
+// takeOff has a backend unsubscribe a target.
+func (s *targets) takeOff(to Target, topic string) {
 	there, all := s.there(to), s.concerned(to)
 	for _, c := range all {
 		c.aims.off[topic] = true
@@ -205,6 +213,29 @@ func (s *targets) unsubscribe() bool {
 			}
 		}
 	})
+}
+
+// quarrel has a client and a backend put it on a topic and take it off, before
+// the server has done anything.
+func (s *targets) quarrel() bool {
+	c := (&clientele{w: s.w}).one(commands)
+	if c == nil || c.Ref == 0 {
+		return false
+	}
+	to, topic := Target{Conn: c.name()}, some(s.w, simTopics)
+	for range 2 + s.w.Rng.IntN(4) {
+		switch s.w.Rng.IntN(5) {
+		case 0, 1:
+			c.command(&simAsk{verb: "subscribe", topic: topic}, `"subscribe":{"topic":%q}`, topic)
+		case 2:
+			c.leaves(topic)
+			c.command(&simAsk{verb: "unsubscribe", topic: topic}, `"unsubscribe":{"topic":%q}`, topic)
+		case 3:
+			s.putOn(to, topic)
+		case 4:
+			s.takeOff(to, topic)
+		}
+	}
 	return true
 }
 

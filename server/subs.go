@@ -152,7 +152,7 @@ func (e *entering) Do(t *engine.Turn, c *engine.Conn) {
 		e.joining.Do(t, c)
 	}
 	name := e.sub.topic.flow.Name
-	if s.find(name) == nil && (e.ended || s.has(name)) { // it has ended, or catches up: what this would tell does not hold any more
+	if e.ended || s.find(name) == nil && s.has(name) { // it has ended, or catches up: what this would tell does not hold any more
 		e.srv.counts.commands.Add(string(tooLate.Code))
 		e.reply.Err = tooLate
 	}

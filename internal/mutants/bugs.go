@@ -708,10 +708,16 @@ var bugs = []bug{
 		new:  `_ = m`,
 	},
 	{
+		name: "a subscription that is renewed at once is not told to have ended",
+		file: "server/target.go",
+		old:  `|| sub != nil && !sub.group.Has(t, c) { // else`,
+		new:  `{ // else`,
+	},
+	{
 		name: "an ok comes behind the end of its subscription",
 		file: "server/subs.go",
-		old:  `(e.ended || s.has(name))`,
-		new:  `s.has(name)`,
+		old:  `e.ended || s.find(name) == nil`,
+		new:  `s.find(name) == nil`,
 	},
 	{
 		name: "a bus that has lost a topic and does not answer is not asked again",
